@@ -1,0 +1,1 @@
+"""Devices, published measurements and claims as data, read into strict models."""

@@ -1,0 +1,124 @@
+"""A device as data: one TOML file per device, read into a strict model.
+
+`load_device("a100")` takes a file's stem, one of its aliases, or the path of a user's own file. An unknown key, a
+missing figure and a misspelt name are each one error that names the file and the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from profiles.errors import GpusqError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEVICES_DIR = Path(__file__).parent / "devices"
+
+Runtime = Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]
+FloatType = Literal["float32", "float16"]
+AttentionForm = Literal["op", "matmul"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AheadOfTime(_Strict):
+    """The TensorRT-RTX target that compiles for this device on a machine without a GPU."""
+
+    compute_capability: str = Field(pattern=r"^SM\d+$")
+    nearest: bool = Field(
+        description="True where the compiler does not know the device and takes its nearest relative."
+    )
+    source: str
+
+
+class Alignment(_Strict):
+    """What a weight's K and N must be multiples of before a sparse kernel takes it."""
+
+    k: int = Field(gt=0)
+    n: int = Field(gt=0)
+
+
+class SparseKernels(_Strict):
+    """The rules of the 2:4 kernels: one alignment per weight type, and what the builder asks besides."""
+
+    int8: Alignment
+    float16: Alignment
+    source: str
+    int8_needs_int8_output: bool = Field(description="Whether a sparse INT8 GEMM is chosen only if its output is INT8.")
+
+
+class OnnxTarget(_Strict):
+    """The ONNX that the device's parser takes."""
+
+    opset: int = Field(ge=13)
+    attention: AttentionForm = Field(description="'op': the Attention operator; 'matmul': MatMul, Softmax, MatMul.")
+    float_type: FloatType = Field(description="The type of everything that is not quantized.")
+    source: str
+
+
+class Device(_Strict):
+    """One device profile; see `profiles/devices/*.toml`."""
+
+    name: str
+    title: str
+    aliases: tuple[str, ...] = ()
+    runtime: Runtime
+    runtime_version: str = Field(description="The line of the runtime that the device is shipped with.")
+    compute_capability: str | None = None
+    onnx: OnnxTarget
+    ahead_of_time: AheadOfTime | None = None
+    sparse: SparseKernels | None = None
+
+
+def load_device(name: str) -> Device:
+    """Return the profile called `name`: a stem in `profiles/devices/`, an alias, or a path to a TOML file.
+
+    Raises:
+        GpusqError: there is no such profile (the nearest name is given), or the file does not fit the model.
+    """
+    if name.endswith(".toml"):
+        return _read(Path(name))
+    by_name = _names()
+    if name not in by_name:
+        near = difflib.get_close_matches(name, by_name, n=1)
+        suggestion = f" (did you mean '{near[0]}'?)" if near else ""
+        raise GpusqError(f"no device profile '{name}'{suggestion}", hint="`gpusq profiles` lists them")
+    return by_name[name]
+
+
+def list_devices() -> Iterator[Device]:
+    """Yield every shipped profile, by name."""
+    yield from (_read(path) for path in sorted(DEVICES_DIR.glob("*.toml")))
+
+
+@cache
+def _names() -> dict[str, Device]:
+    return {name: device for device in list_devices() for name in (device.name, *device.aliases)}
+
+
+def _read(path: Path) -> Device:
+    if not path.is_file():
+        raise GpusqError(f"no such file: {path}", hint="give the path of a device profile in TOML, or a profile's name")
+    try:
+        fields: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Device.model_validate({"name": path.stem, **fields})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise GpusqError(f"{path} is not TOML: {error}", hint="compare it with `gpusq profiles a100 --json`") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise GpusqError(
+            f"{path}: {key}: {first['msg'].lower()}", hint="profiles/device.py describes each key"
+        ) from None
