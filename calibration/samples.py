@@ -1,0 +1,116 @@
+"""Samples: arrays by input name, from an .npz file, a folder of them, or made up.
+
+An .npz holds one array per model input, [N, …], and may hold `label`, int64 [N]. Stored uint8 images become the model's
+input as (x · scale − mean) / std, the preprocessing that the student's file names; float arrays are taken as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from profiles.errors import GpusqError
+
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input: its shape without the batch, the dtype it is fed as, and how a uint8 sample becomes that."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Model inputs, float32 [N, …] by name, with labels [N] where they are known."""
+
+    inputs: Mapping[str, npt.NDArray[np.float32]]
+    labels: npt.NDArray[np.int64] | None
+    source: str
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+def load_samples(path: Path, specs: Mapping[str, InputSpec]) -> Samples:
+    """Read the samples in `path`, an .npz file or a folder of .npz files, taken in the order of their names.
+
+    Raises:
+        GpusqError: nothing is there, an input is missing, or an array does not fit its input.
+    """
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise GpusqError(f"no samples in {path}", hint="give an .npz file, or a folder of them")
+    parts = [_read(file, specs) for file in files]
+    labels = [part[LABEL] for part in parts if LABEL in part]
+    return Samples(
+        inputs={name: np.concatenate([part[name] for part in parts]).astype(np.float32, copy=False) for name in specs},
+        labels=np.concatenate(labels).astype(np.int64, copy=False) if len(labels) == len(parts) else None,
+        source=path.name,
+        sha256=_digest(*(file.read_bytes() for file in files)),
+    )
+
+
+def random_samples(specs: Mapping[str, InputSpec], count: int, *, seed: int = 0) -> Samples:
+    """Return `count` samples from the standard normal distribution."""
+    random = np.random.default_rng(seed)
+    inputs = {name: random.standard_normal((count, *spec.shape), np.float32) for name, spec in specs.items()}
+    source = f"{count} random inputs (standard normal, seed {seed})"
+    return Samples(inputs, None, source, _digest(*(array.tobytes() for array in inputs.values())))
+
+
+def _read(file: Path, specs: Mapping[str, InputSpec]) -> dict[str, npt.NDArray[np.generic]]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise GpusqError(
+            f"{file} cannot be read as .npz: {error}", hint="write it with numpy.savez, without objects"
+        ) from None
+    for name, spec in specs.items():
+        if name not in arrays:
+            have = ", ".join(sorted(arrays)) or "nothing"
+            raise GpusqError(
+                f"{file} has no array '{name}' (it has {have})", hint="its keys must be the model's inputs"
+            )
+        arrays[name] = _as_input(file, name, arrays[name], spec)
+    if LABEL in arrays and len(arrays[LABEL]) != len(arrays[next(iter(specs))]):
+        raise GpusqError(
+            f"{file} has {len(arrays[LABEL])} labels for another number of samples", hint="one label a sample"
+        )
+    return arrays
+
+
+def _as_input(file: Path, name: str, array: npt.NDArray[np.generic], spec: InputSpec) -> npt.NDArray[np.generic]:
+    if array.ndim == 0 or len(array) == 0 or array.shape[1:] != spec.shape:
+        expected = "×".join(str(dim) for dim in ("N", *spec.shape))
+        found = "×".join(str(dim) for dim in array.shape) or "a scalar"
+        raise GpusqError(
+            f"{file}: '{name}' is {found}, the model takes {expected}", hint="resize or reorder the samples"
+        )
+    if array.dtype == np.uint8:
+        return ((array.astype(np.float32) * np.float32(spec.scale)) - np.float32(spec.mean)) / np.float32(spec.std)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise GpusqError(f"{file}: '{name}' is {array.dtype.name}", hint="store uint8 images or float model inputs")
+    if not np.isfinite(array).all():
+        raise GpusqError(f"{file}: '{name}' holds NaN or infinity", hint="clean the samples")
+    return array
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
