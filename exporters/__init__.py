@@ -1,0 +1,1 @@
+"""Checkpoint → ONNX: loaders, export, graph-surgery passes, lint."""

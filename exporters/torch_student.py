@@ -1,0 +1,118 @@
+"""Build the torch module of a student file: with float weights for export, or fake-quantized as the reference.
+
+Only factories of the `students` package are imported on a file's word, so reading a checkpoint never runs code that the
+checkpoint brought along.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exporters.student_file import WEIGHT, StudentFile
+from profiles.errors import GpusqError
+
+FACTORY = re.compile(r"(students(?:\.[A-Za-z_]\w*)+):([A-Za-z_]\w*)")
+INT8_LOW, INT8_HIGH = -128, 127
+SHOWN = 5
+
+
+def fake_quantize(x: Tensor, scale: Tensor, low: int = INT8_LOW, high: int = INT8_HIGH) -> Tensor:
+    """`clamp(round_half_even(x / scale), low, high) * scale`, as ONNX's QuantizeLinear and DequantizeLinear compute it.
+
+    It divides: a multiplication by the reciprocal rounds differently next to a tie. `scale` broadcasts against `x`.
+    """
+    return torch.clamp(torch.round(x / scale), low, high) * scale
+
+
+def build_module(student: StudentFile) -> nn.Module:
+    """The student's module in eval mode with float32 weights, `int8 * scale` where quantized; inputs stay float.
+
+    Raises GpusqError where the factory is not one of the `students` package, or the tensors do not fit its module.
+    """
+    module = _make(student)
+    state = {name: torch.from_numpy(_real(student, name)) for name in student.tensors}
+    _check_fit(student, module, state)
+    module.load_state_dict(state)
+    return module.eval()
+
+
+def fake_quant_module(student: StudentFile) -> nn.Module:
+    """`build_module`, with the input of every quantized linear fake-quantized: what an INT8 engine is compared with."""
+    module = build_module(student)
+    linears = dict(module.named_modules())
+    for name, scale in student.input_scales.items():
+        linear = linears[name]
+        if not isinstance(linear, nn.Linear):
+            raise GpusqError(
+                f"{name!r} has an input scale but is a {type(linear).__name__} in {student.model}",
+                hint="only nn.Linear modules can be quantized in a student file",
+            )
+        linear.register_forward_pre_hook(_InputQuantizer(torch.tensor(scale)))
+    return module
+
+
+class _InputQuantizer:
+    """A forward pre-hook that fake-quantizes a linear's only input per tensor."""
+
+    def __init__(self, scale: Tensor) -> None:
+        self.scale = scale
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
+        (x,) = inputs
+        return (fake_quantize(x, self.scale),)
+
+
+def _make(student: StudentFile) -> nn.Module:
+    match = FACTORY.fullmatch(student.model)
+    if match is None:
+        raise GpusqError(
+            f"model {student.model!r} is not a factory of the students package",
+            hint="name it 'students.package.module:factory'; no other code is run on a checkpoint's word",
+        )
+    module_name, function = match.groups()
+    try:
+        found = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise GpusqError(
+            f"model {student.model!r} is not installed: {error}", hint="install the gpusq version that has it"
+        ) from error
+    factory = getattr(found, function, None)
+    if not callable(factory) or getattr(factory, "__module__", None) != module_name:
+        raise GpusqError(f"{module_name} defines no factory {function!r}", hint="install the gpusq version that has it")
+    try:
+        module = factory(**student.config)
+    except (TypeError, ValueError) as error:
+        raise GpusqError(
+            f"{student.model} does not take the config {student.config}: {error}",
+            hint="the config must be the keyword arguments that the student was trained with",
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise GpusqError(f"{student.model} returns no torch module", hint="name a factory of a torch module")
+    return module
+
+
+def _real(student: StudentFile, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    array = student.tensors[name].astype(np.float32)
+    if student.tensors[name].dtype == np.int8:
+        array *= student.weight_scales[name.removesuffix(WEIGHT)][:, None]
+    return array
+
+
+def _check_fit(student: StudentFile, module: nn.Module, state: dict[str, Tensor]) -> None:
+    expected = {name: list(t.shape) for name, t in module.state_dict().items()}
+    given = {name: list(t.shape) for name, t in state.items()}
+    wrong = [f"{n} is missing, {expected[n]} expected" for n in expected if n not in given]
+    wrong += [f"{n} {given[n]} is unexpected" for n in given if n not in expected]
+    wrong += [f"{n} is {given[n]}, {s} expected" for n, s in expected.items() if n in given and given[n] != s]
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise GpusqError(
+            f"the tensors do not fit {student.model}: {'; '.join(wrong[:SHOWN])}{more}",
+            hint="the config must be the one that the student was trained with",
+        )
