@@ -1,0 +1,105 @@
+"""New nodes and initializers, named after the module they belong to and unique in their graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from exporters.to_onnx import MODULE_KEY
+
+Attributes = Mapping[str, int | float | Sequence[int]]
+
+
+class Inserter:
+    """Adds to one graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self._taken = {node.name for node in graph} | set(graph.initializers)
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        *,
+        dtype: ir.DataType,
+        module: str,
+        attributes: Attributes | None = None,
+        before: ir.Node | None = None,
+        shape: ir.Shape | None = None,
+    ) -> ir.Value:
+        """Insert a node with one output ahead of `before`, or at the end, and return that output."""
+        (output,) = self.nodes(
+            op_type, inputs, dtype=dtype, module=module, attributes=attributes, before=before, outputs=1
+        )
+        output.shape = shape
+        return output
+
+    def nodes(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        *,
+        dtype: ir.DataType,
+        module: str,
+        attributes: Attributes | None,
+        before: ir.Node | None,
+        outputs: int,
+    ) -> Sequence[ir.Value]:
+        """Insert a node with several outputs of one type, and return them."""
+        node = ir.node(op_type, list(inputs), attributes=dict(attributes or {}), num_outputs=outputs)
+        node.name = self._unique(f"{module}/{op_type}" if module else op_type)
+        if module:
+            node.metadata_props[MODULE_KEY] = module
+        for index, output in enumerate(node.outputs):
+            output.name = f"{node.name}:{index}"
+            output.type = ir.TensorType(dtype)
+        if before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(before, node)
+        return node.outputs
+
+    def initializer(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        """Register a constant; one that has this name and these very bytes already is used again."""
+        existing = self.graph.initializers.get(name)
+        if existing is not None and existing.const_value is not None:
+            held = existing.const_value.numpy()
+            if held.dtype == array.dtype and held.shape == array.shape and held.tobytes() == array.tobytes():
+                return existing
+        tensor = ir.tensor(array, name=self._unique(name))
+        value = ir.Value(name=tensor.name, const_value=tensor, shape=ir.Shape(array.shape))
+        value.type = ir.TensorType(tensor.dtype)
+        self.graph.register_initializer(value)
+        return value
+
+    def replace(self, node: ir.Node, new: ir.Value) -> None:
+        """Let `new` take the place of the only output of `node`, its name included, and remove the node."""
+        old = node.outputs[0]
+        if old.is_graph_output():
+            name = old.name
+            for index, value in enumerate(self.graph.outputs):
+                if value is old:
+                    self.graph.outputs[index] = new
+            old.name, new.name = None, name
+        ir.convenience.replace_all_uses_with(old, new)
+        self.graph.remove(node, safe=True)
+
+    def _unique(self, base: str) -> str:
+        name, count = base, 1
+        while name in self._taken:
+            count += 1
+            name = f"{base}_{count}"
+        self._taken.add(name)
+        return name
+
+
+def drop_unused_initializers(graph: ir.Graph) -> None:
+    """Remove the constants that nothing reads any more."""
+    for name in [
+        name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()
+    ]:
+        del graph.initializers[name]

@@ -1,0 +1,164 @@
+"""Write the `Attention` operator as MatMul, Softmax, MatMul for parsers that do not have it (TensorRT before 10.14).
+
+    Attention(q, k, v)   →   MatMul(Softmax(MatMul(q · scale, kᵀ)), v),   scale = 1 / sqrt(head size) unless given
+
+q, k and v are [batch, heads, tokens, head size]. The scale is multiplied into q and not into the product, the order in
+which TensorRT fuses attention (Working with Transformers, fused attention).
+
+Where the three are the slices of one packed tensor [3, batch, heads, tokens, head size], as a fused qkv layer leaves
+them, they are taken apart as
+
+    Reshape [3·batch·heads, tokens, head size] → Split in 3 → q, k, v, 3-D
+
+because the compiler pulls a Slice along the packed axis back through the GEMM: it then cuts the INT8 weight in three,
+dequantizes it and runs the GEMM in FP16 (compiled with TensorRT-RTX 1.7 for sm86, four blocks: 4 of 18 GEMMs lost, 59
+kernels instead of 47). It cannot pull back a Split across batch and heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.linears import array_of
+from exporters.passes.inserter import Inserter
+from exporters.passes.outcome import LeftAlone, Outcome
+from exporters.to_onnx import MODULE_KEY
+
+
+@dataclass(frozen=True)
+class LowerAttention:
+    """Replace every plain 4-D self-attention."""
+
+    def __call__(self, model: ir.Model) -> Outcome:
+        """Replace them; masks, caches, causality and soft caps are left alone with the reason."""
+        inserter = Inserter(model.graph)
+        changed, left = 0, []
+        for node in [node for node in model.graph if node.op_type == "Attention" and not node.domain]:
+            if why := _why_not(node):
+                left.append(LeftAlone(node.name or "", why))
+                continue
+            _Lowering(node, inserter).run()
+            changed += 1
+        return Outcome("lower attention", changed, tuple(left))
+
+
+def _why_not(node: ir.Node) -> str:
+    if len([value for value in node.inputs if value is not None]) > 3:
+        return "it has a mask or a key/value cache"
+    softcap = node.attributes.get("softcap")
+    if node.attributes.get_int("is_causal", 0) or (softcap is not None and softcap.as_float()):
+        return "it is causal or has a soft cap"
+    if any(value.uses() for value in node.outputs[1:]):
+        return "its second output is read"
+    shapes = [value.shape for value in node.inputs[:3] if value is not None]
+    if any(shape is None or len(shape) != 4 for shape in shapes) or not isinstance(shapes[0][3], int):  # type: ignore[index]
+        return "its inputs are not 4-D with a known head size"
+    if shapes[0][1] != shapes[1][1]:  # type: ignore[index]
+        return "its query heads share key heads"
+    return ""
+
+
+class _Lowering:
+    """The replacement of one Attention node."""
+
+    def __init__(self, node: ir.Node, inserter: Inserter) -> None:
+        self.node = node
+        self.inserter = inserter
+        self.module = node.metadata_props.get(MODULE_KEY, "")
+        q, k, v = node.inputs[:3]
+        assert q is not None
+        assert k is not None
+        assert v is not None
+        assert q.dtype is not None
+        assert q.shape is not None
+        self.qkv = (q, k, v)
+        self.dtype, self.shape = q.dtype, q.shape
+
+    def run(self) -> None:
+        """Replace the node."""
+        old = self.node.outputs[0]
+        packed = _packed(self.qkv)
+        if packed is None:
+            new = self.attend(self.qkv, key_perm=[0, 1, 3, 2])
+        else:
+            new = self.reshape(self.attend(self.split(packed), key_perm=[0, 2, 1]), [-1, *self.shape[1:]], "heads")
+        new.shape = old.shape
+        dead = [node for value in self.qkv if packed for node in _slice_and_squeeze(value)]
+        self.inserter.replace(self.node, new)
+        for node in dead:
+            self.inserter.graph.remove(node, safe=True)
+
+    def attend(self, qkv: Sequence[ir.Value], key_perm: list[int]) -> ir.Value:
+        q, k, v = qkv
+        head_size = self.shape[3]
+        assert isinstance(head_size, int)
+        given = self.node.attributes.get("scale")
+        factor = head_size**-0.5 if given is None else given.as_float()
+        scale = self.inserter.initializer(f"{self.module}.scale", np.asarray(factor, self.dtype.numpy()))
+        scores = self.add("MatMul", self.add("Mul", q, scale), self.add("Transpose", k, perm=key_perm))
+        return self.add("MatMul", self.add("Softmax", scores, axis=-1), v)
+
+    def split(self, packed: ir.Value) -> Sequence[ir.Value]:
+        flat = self.reshape(packed, [-1, *self.shape[2:]], "flat")
+        return self.inserter.nodes(
+            "Split",
+            [flat],
+            dtype=self.dtype,
+            module=self.module,
+            attributes={"axis": 0, "num_outputs": 3},
+            before=self.node,
+            outputs=3,
+        )
+
+    def reshape(self, value: ir.Value, shape: Sequence[int | ir.SymbolicDim], name: str) -> ir.Value:
+        dims = np.asarray([dim if isinstance(dim, int) else -1 for dim in shape], np.int64)
+        return self.add("Reshape", value, self.inserter.initializer(f"{self.module}.{name}", dims))
+
+    def add(self, op_type: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
+        return self.inserter.node(
+            op_type, inputs, dtype=self.dtype, module=self.module, attributes=attributes, before=self.node
+        )
+
+
+def _packed(qkv: Sequence[ir.Value]) -> ir.Value | None:
+    """The tensor [3, batch, heads, tokens, head size] whose slices along axis 0 are q, k and v; None if there is none."""
+    sources = [_slice_source(value, index) for index, value in enumerate(qkv)]
+    packed = sources[0]
+    if packed is None or any(source is not packed for source in sources):
+        return None
+    shape = packed.shape
+    if shape is None or len(shape) != 5 or shape[0] != 3 or not all(isinstance(dim, int) for dim in shape[2:]):
+        return None
+    return packed
+
+
+def _slice_source(value: ir.Value, index: int) -> ir.Value | None:
+    """What `value` is the slice [index] of along axis 0, through Slice and Squeeze; None if it is not that."""
+    nodes = _slice_and_squeeze(value)
+    if len(nodes) != 2:
+        return None
+    squeeze, cut = nodes
+    start, end, axis = (_integer(v) for v in cut.inputs[1:4])
+    if (start, end, axis, _integer(squeeze.inputs[1])) != (index, index + 1, 0, 0):
+        return None
+    return cut.inputs[0]
+
+
+def _slice_and_squeeze(value: ir.Value) -> list[ir.Node]:
+    squeeze = value.producer()
+    if squeeze is None or squeeze.op_type != "Squeeze" or squeeze.inputs[0] is None:
+        return []
+    cut = squeeze.inputs[0].producer()
+    if cut is None or cut.op_type != "Slice" or len(cut.inputs) != 4:
+        return []
+    return [squeeze, cut] if len(value.uses()) == 1 and len(squeeze.inputs[0].uses()) == 1 else []
+
+
+def _integer(value: ir.Value | None) -> int | None:
+    if value is None or value.const_value is None or array_of(value).size != 1:
+        return None
+    return int(array_of(value).item())

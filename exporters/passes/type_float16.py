@@ -1,0 +1,130 @@
+"""Give the graph FP16 types for strong typing, and change no trained scale.
+
+Every float32 constant and tensor becomes float16; inputs and outputs of the graph stay float32, with a Cast beside
+them. A Q/DQ scale becomes float16 only where that is exact, that is where it is a float16 number already. Any other
+scale keeps its float32 bits, and its node works in float32 between two Casts:
+
+    x (f16) ─► Q, scale s (f16)                    s is a float16 number
+    x (f16) ─► Cast f32 ─► Q, scale s (f32)        it is not; likewise DQ ─► Cast f16
+
+Both compile to INT8 GEMMs with the same number of kernels; behind a float16 scale the GEMM writes Half, behind a
+float32 one it writes Float, twice the bytes. So train with scales that float16 can hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from exporters.linears import QDQ, array_of, trace_back
+from exporters.passes.inserter import Inserter
+from exporters.passes.outcome import LeftAlone, Outcome
+from exporters.to_onnx import MODULE_KEY
+from profiles.errors import GpusqError
+
+_F16, _F32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
+
+
+@dataclass(frozen=True)
+class TypeFloat16:
+    """Type a float32 graph as float16."""
+
+    def __call__(self, model: ir.Model) -> Outcome:
+        """Type it.
+
+        Raises:
+            GpusqError: a constant is beyond the range of float16.
+        """
+        graph = model.graph
+        wide_scales = {value for node in graph if node.op_type in QDQ for value in _inexact_scale(node)}
+        changed = sum(_type_constant(value) for value in list(graph.initializers.values()) if value not in wide_scales)
+        if changed:
+            _type_tensors(graph)
+            inserter = Inserter(graph)
+            _cast_inputs_and_outputs(graph, inserter)
+            _cast_around_wide_scales(graph, inserter, wide_scales)
+        why = "it is no float16 number: kept in float32, and its GEMM writes Float, not Half"
+        return Outcome("type float16", changed, tuple(LeftAlone(value.name or "", why) for value in wide_scales))
+
+
+def _inexact_scale(node: ir.Node) -> list[ir.Value]:
+    scale, _ = trace_back(node.inputs[1])
+    assert scale is not None
+    array = array_of(scale)
+    return [] if array.dtype == np.float16 or _is_exact(array) else [scale]
+
+
+def _is_exact(array: npt.NDArray[np.generic]) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
+
+
+def _type_constant(value: ir.Value) -> bool:
+    if value.dtype != _F32:
+        return False
+    array = array_of(value)
+    if array.size and float(np.abs(array).max()) > float(np.finfo(np.float16).max):
+        raise GpusqError(
+            f"constant {value.name!r} holds {float(np.abs(array).max()):g}, beyond the range of float16",
+            hint="convert with --precision fp32",
+        )
+    value.const_value = ir.tensor(array.astype(np.float16), name=value.name)
+    # A new type, since clones of a model share their types.
+    value.type = ir.TensorType(_F16)
+    return True
+
+
+def _type_tensors(graph: ir.Graph) -> None:
+    for node in graph:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == _F32:
+            node.attributes["to"] = ir.AttrInt64("to", int(_F16))
+        for value in node.outputs:
+            if value.dtype == _F32:
+                value.type = ir.TensorType(_F16)
+
+
+def _cast_inputs_and_outputs(graph: ir.Graph, inserter: Inserter) -> None:
+    for value in [value for value in graph.inputs if value.dtype == _F32]:
+        uses = list(value.uses())
+        cast = inserter.node(
+            "Cast", [value], dtype=_F16, module="", attributes={"to": int(_F16)}, before=graph[0], shape=value.shape
+        )
+        for node, index in uses:
+            node.replace_input_with(index, cast)
+    for index, value in enumerate(list(graph.outputs)):
+        if value.dtype != _F16:
+            continue
+        name, value.name = value.name, f"{value.name}_float16"
+        cast = inserter.node("Cast", [value], dtype=_F32, module="", attributes={"to": int(_F32)}, shape=value.shape)
+        cast.name = name
+        graph.outputs[index] = cast
+
+
+def _cast_around_wide_scales(graph: ir.Graph, inserter: Inserter, wide_scales: set[ir.Value]) -> None:
+    for node in [node for node in graph if node.op_type in QDQ and node.inputs[1] in wide_scales]:
+        module = node.metadata_props.get(MODULE_KEY, "")
+        if node.op_type == "QuantizeLinear":
+            x = node.inputs[0]
+            assert x is not None
+            wide = inserter.node(
+                "Cast", [x], dtype=_F32, module=module, attributes={"to": int(_F32)}, before=node, shape=x.shape
+            )
+            node.replace_input_with(0, wide)
+            continue
+        output = node.outputs[0]
+        output.type = ir.TensorType(_F32)
+        uses = list(output.uses())
+        narrow = inserter.node(
+            "Cast",
+            [output],
+            dtype=_F16,
+            module=module,
+            attributes={"to": int(_F16)},
+            before=uses[0][0],
+            shape=output.shape,
+        )
+        for user, index in uses:
+            user.replace_input_with(index, narrow)
