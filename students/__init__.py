@@ -1,0 +1,1 @@
+"""Reference recipes that train small real students, for the demonstration and the tests."""
