@@ -1,0 +1,190 @@
+"""Measure the student beside its baseline on onnxruntime's CPU provider: interleaved, paired, with intervals.
+
+Each pair runs both models once, in random order, on the same random input, one request at a time. What is timed is the
+whole call, input to output. Warm-up goes on until the median of the last runs stops falling. Intervals are 95 %
+percentile bootstraps: over samples for a latency, over pairs for the ratio, which so does not see the machine drift.
+
+Percentiles follow trtexec's rule: of N sorted samples, the one at max(N − 1 − int((1 − p/100) · N), 0).
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.manifest import Interval, Measurement, Timing
+from deploy.onnxruntime_api import cores, open_session, runtime_version
+
+RAW_FILE = "latency.csv"
+Array = npt.NDArray[np.float64]
+_MILLISECONDS = 1e3
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model to be timed."""
+
+    name: str
+    precision: str
+    model: Path
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How long to measure, and how."""
+
+    batch: int = 1
+    seconds: float = 8.0
+    min_pairs: int = 200
+    max_pairs: int = 5000
+    resamples: int = 2000
+    seed: int = 0
+
+
+def bench(
+    student: Contender,
+    baseline: Contender | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    raw: Path,
+    options: BenchOptions | None = None,
+    *,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Measurement:
+    """Time `student`, and `baseline` if there is one, and write every sample to `raw` as CSV.
+
+    Args:
+        student: the model that is measured.
+        baseline: what it is compared with.
+        shapes: the shape of each input, without the batch.
+        raw: the file for the samples: pair, model, latency_ms.
+        options: how long and how.
+        progress: is told the share that is done.
+    """
+    options = options or BenchOptions()
+    random = np.random.default_rng(options.seed)
+    feed = {name: random.standard_normal((options.batch, *shape), np.float32) for name, shape in shapes.items()}
+    contenders = [student] if baseline is None else [student, baseline]
+    sessions = [open_session(contender.model) for contender in contenders]
+    for session in sessions:
+        _warm_up(session, feed)
+    samples = _interleave(sessions, feed, options, random, progress)
+    _write(raw, samples, ["student", "baseline"][: len(contenders)])
+    return _measurement(contenders, samples, raw.name, options)
+
+
+def percentile(samples: Array, p: float) -> Array:
+    """The p-th percentile of the last axis by trtexec's rule."""
+    count = samples.shape[-1]
+    index = max(count - 1 - int((1 - p / 100) * count), 0)
+    return np.sort(samples, axis=-1)[..., index]
+
+
+def _warm_up(session: Any, feed: Mapping[str, npt.NDArray[np.float32]], *, window: int = 20, limit: int = 25) -> None:
+    """Run windows of calls until a window's median is no longer below the best one by more than 2 %."""
+    best = float("inf")
+    for _ in range(limit):
+        median = float(np.median([_time(session, feed) for _ in range(window)]))
+        if median > 0.98 * best:
+            return
+        best = median
+
+
+def _time(session: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> float:
+    start = time.perf_counter()
+    session.run(None, feed)
+    return (time.perf_counter() - start) * _MILLISECONDS
+
+
+def _interleave(
+    sessions: list[Any],
+    feed: Mapping[str, npt.NDArray[np.float32]],
+    options: BenchOptions,
+    random: np.random.Generator,
+    progress: Callable[[float], None],
+) -> Array:
+    """Latencies in ms, [models, pairs]."""
+    pairs: list[list[float]] = []
+    start = time.perf_counter()
+    while len(pairs) < options.max_pairs:
+        spent = (time.perf_counter() - start) / options.seconds
+        if spent >= 1 and len(pairs) >= options.min_pairs:
+            break
+        pair = [0.0] * len(sessions)
+        for index in random.permutation(len(sessions)):
+            pair[index] = _time(sessions[index], feed)
+        pairs.append(pair)
+        progress(min(1.0, max(spent, len(pairs) / options.max_pairs)))
+    return np.asarray(pairs).T
+
+
+def _measurement(contenders: list[Contender], samples: Array, raw: str, options: BenchOptions) -> Measurement:
+    timings = [_timing(contender, row, options) for contender, row in zip(contenders, samples, strict=True)]
+    speedup = _bootstrap(samples[1] / samples[0], _median, options) if len(contenders) > 1 else None
+    return Measurement(
+        device=platform.processor() or platform.machine(),
+        runtime=f"onnxruntime {runtime_version()}, CPU",
+        threads=cores(),
+        batch=options.batch,
+        pairs=samples.shape[1],
+        student=timings[0],
+        baseline=timings[1] if len(timings) > 1 else None,
+        speedup=speedup,
+        verdict=_verdict(speedup),
+        raw=raw,
+    )
+
+
+def _timing(contender: Contender, samples: Array, options: BenchOptions) -> Timing:
+    return Timing(
+        name=contender.name,
+        precision=contender.precision,
+        p50_ms=_bootstrap(samples, _median, options),
+        p99_ms=_bootstrap(samples, lambda rows: percentile(rows, 99), options),
+    )
+
+
+def _median(samples: Array) -> Array:
+    return percentile(samples, 50)
+
+
+def _bootstrap(samples: Array, statistic: Callable[[Array], Array], options: BenchOptions) -> Interval:
+    random = np.random.default_rng(options.seed)
+    resampled = statistic(samples[random.integers(0, samples.size, (options.resamples, samples.size))])
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Interval(value=float(statistic(samples)), low=float(low), high=float(high))
+
+
+def _verdict(speedup: Interval | None) -> Literal["faster", "slower", "inconclusive", "no baseline"]:
+    if speedup is None:
+        return "no baseline"
+    if speedup.low > 1:
+        return "faster"
+    return "slower" if speedup.high < 1 else "inconclusive"
+
+
+def _write(raw: Path, samples: Array, names: list[str]) -> None:
+    with raw.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["pair", "model", "latency_ms"])
+        for pair, row in enumerate(samples.T):
+            writer.writerows([pair, name, f"{value:.6f}"] for name, value in zip(names, row, strict=True))
+
+
+def summary(found: Measurement) -> str:
+    """One line for the terminal."""
+    text = f"{found.student.precision} p50 {found.student.p50_ms.value:.3g} ms, p99 {found.student.p99_ms.value:.3g} ms"
+    if found.speedup is None or found.baseline is None:
+        return text
+    s = found.speedup
+    ratio = f"{s.value:.2f}× [{s.low:.2f}, {s.high:.2f}]"
+    return (
+        f"{text}; {found.verdict} than {found.baseline.name} ({found.baseline.precision}): {ratio}, {found.pairs} pairs"
+    )

@@ -1,0 +1,162 @@
+"""Write bundles so that a folder holds whole bundles or none.
+
+Bundles are made in `OUT/.staging` and take their places in one rename each when all are done. The folder is locked
+while that goes on. Whatever ends the process, the next run finds the old bundles or the new ones, and clears the rest:
+
+    OUT/.staging/…          half-made; deleted
+    OUT/.replaced-NAME      an old bundle on its way out; put back if NAME is missing, else deleted
+
+The lock is the kernel's (flock on the folder itself), so a killed process leaves none behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from deploy.manifest import FILE_NAME, FileEntry, is_bundle
+from profiles.errors import GpusqError
+
+_STAGING = ".staging"
+_REPLACED = ".replaced-"
+_MENDABLE = {
+    errno.ENOSPC: "there is no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+}
+
+
+@contextlib.contextmanager
+def staged(out: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield an empty folder to make the bundles `names` in; on leaving, they take their places in `out`.
+
+    If the block raises, `out` is as it was before, and is removed if it was made here.
+
+    Raises:
+        GpusqError: `out` holds something else, is being written to by another gpusq, or cannot be written.
+    """
+    made = _make(out)
+    try:
+        with _locked(out):
+            _refuse_foreign(out)
+            with _staging(out) as staging:
+                yield staging
+                for name in names:
+                    _publish(staging / name, out / name)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only where it stayed empty
+
+
+@contextlib.contextmanager
+def staged_copy(bundle: Path) -> Iterator[Path]:
+    """Yield a copy of `bundle` to work on; on leaving, it takes the bundle's place, unless the block raised.
+
+    Raises:
+        GpusqError: another gpusq is writing beside it, or the disk cannot be written.
+    """
+    bundle = bundle.resolve()
+    with _locked(bundle.parent), _staging(bundle.parent) as staging:
+        copy = staging / bundle.name
+        shutil.copytree(bundle, copy)
+        yield copy
+        _publish(copy, bundle)
+
+
+def hash_files(bundle: Path) -> dict[str, FileEntry]:
+    """Return size and SHA-256 of every file in `bundle`, by its path within, without the manifest."""
+    files = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    return {path.relative_to(bundle).as_posix(): hash_file(path) for path in files}
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Return size and SHA-256 of one file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return FileEntry(sha256=digest.hexdigest(), bytes=path.stat().st_size)
+
+
+def _make(out: Path) -> list[Path]:
+    """Make `out` and its parents; return those that were missing, innermost first."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    if out.exists() and not out.is_dir():
+        raise GpusqError(f"{out} is a file", hint="give --out a folder")
+    with _disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    try:
+        handle = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise GpusqError(f"{out} cannot be opened: {error.strerror}", hint="choose another --out") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not out.exists() or os.fstat(handle).st_ino != out.stat().st_ino:
+            raise BlockingIOError
+        yield
+    except BlockingIOError:
+        raise GpusqError(
+            f"another gpusq is writing to {out}", hint="wait until it is done, or choose another --out"
+        ) from None
+    finally:
+        os.close(handle)
+
+
+def _refuse_foreign(out: Path) -> None:
+    for path in sorted(out.iterdir()):
+        ours = path.name == _STAGING or path.name.startswith(_REPLACED) or is_bundle(path)
+        if not ours:
+            raise GpusqError(f"{out} holds something else: {path.name}", hint="give --out a new or an empty folder")
+
+
+@contextlib.contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """Clear what a killed process left in `out`, and yield an empty folder that goes away in the end."""
+    staging = out / _STAGING
+    with _disk_errors(out):
+        shutil.rmtree(staging, ignore_errors=True)
+        for path in out.glob(f"{_REPLACED}*"):
+            place = out / path.name.removeprefix(_REPLACED)
+            if place.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(place)
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(bundle: Path, place: Path) -> None:
+    replaced = place.with_name(f"{_REPLACED}{place.name}")
+    if place.exists():
+        place.rename(replaced)
+    bundle.rename(place)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Turn what the disk refuses into an error that the user can mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        hint = "make room, or choose another --out"
+        raise GpusqError(f"cannot write to {out}: {_MENDABLE[error.errno]}", hint=hint) from error

@@ -1,0 +1,205 @@
+"""The command line: it parses, calls one function, and prints what that returns.
+
+Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 a gate was missed.
+Nothing heavy is imported before the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from profiles.errors import GpusqError
+
+if TYPE_CHECKING:
+    from deploy.progress import Progress
+
+_PRECISIONS = ("auto", "fp32", "fp16", "int8")
+
+
+class _Commands(click.Group):
+    """Turns a GpusqError into two lines and exit code 1; everything else keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GpusqError as error:
+            click.echo(f"Error: {error.message}", err=True)
+            if error.hint:
+                click.echo(f"Hint: {error.hint}", err=True)
+            logging.getLogger(__name__).debug("where it was raised:", exc_info=error)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="gpusq", message="%(package)s %(version)s")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens inside, to stderr.")
+def main(verbose: bool) -> None:
+    """Ship 2:4-sparse and quantized networks to NVIDIA GPUs.
+
+    A trained checkpoint goes in; for each device profile a verified bundle comes out: ONNX with the trained scales and
+    2:4 annotations, an engine, a manifest and a report.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.captureWarnings(capture=True)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundles: new, empty, or of bundles."
+)
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--profile", "profiles", multiple=True, required=True, help="Device profile; may be given several times.")
+@out_option
+@click.option(
+    "--precision",
+    type=click.Choice(_PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="auto keeps what was trained; int8 insists on it; fp16 and fp32 drop the trained quantization.",
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Samples to verify with: an .npz file or a folder of them."
+)
+@click.option("--baseline", type=click.Path(path_type=Path), help="Dense checkpoint to measure against, in FP32.")
+@json_option
+def convert(
+    checkpoint: Path,
+    profiles: tuple[str, ...],
+    out: Path,
+    precision: str,
+    data: Path | None,
+    baseline: Path | None,
+    as_json: bool,
+) -> None:
+    """Convert CHECKPOINT into one verified bundle for each profile."""
+    from deploy.convert import convert as run
+
+    done = run(
+        checkpoint,
+        profiles=profiles,
+        out=out,
+        precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
+        data=data,
+        baseline=baseline,
+        progress=_progress(),
+    )
+    _print(done.model_dump_json(indent=2, by_alias=True), lambda: _say_bundles(done), as_json)
+
+
+@main.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder for the bundles."
+)
+@json_option
+def demo(out: Path, as_json: bool) -> None:
+    """Convert the shipped 2:4 INT8 vision transformer for a100, agx-orin and cpu, and show what was found."""
+    from deploy.demo import demo as run
+
+    done = run(out, _progress())
+    _print(done.model_dump_json(indent=2, by_alias=True), lambda: _say_bundles(done), as_json)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def build(bundle: Path, as_json: bool) -> None:
+    """Build TensorRT's engine for BUNDLE on the device that it is made for."""
+    from deploy.finish import finish
+
+    manifest = finish(bundle, _progress())
+    _print(manifest.to_json(), lambda: click.echo(f"{bundle}: {manifest.engines[-1].file}"), as_json)
+
+
+@main.command()
+@click.argument("name", required=False)
+@json_option
+def profiles(name: str | None, as_json: bool) -> None:
+    """List the device profiles, or show the one called NAME."""
+    from profiles.device import list_devices, load_device
+
+    devices = [load_device(name)] if name else list(list_devices())
+    text = json.dumps({"schema": 1, "profiles": [device.model_dump() for device in devices]}, indent=2)
+    if name:
+        _print(text, lambda: click.echo(json.dumps(devices[0].model_dump(), indent=2)), as_json)
+    else:
+        _print(
+            text, lambda: click.echo(_table([("profile", "alias", "device", "runtime"), *map(_row, devices)])), as_json
+        )
+
+
+def _row(device: Any) -> tuple[str, ...]:
+    return device.name, ", ".join(device.aliases), device.title, f"{device.runtime} {device.runtime_version}"
+
+
+@main.command()
+@click.option("--quiet", is_flag=True, help="Print nothing; exit 0 if this host can convert, else 1.")
+@json_option
+def doctor(quiet: bool, as_json: bool) -> None:
+    """Say what this host has, what it can do with that, and what to install for the rest."""
+    from deploy.doctor import diagnose
+
+    found = diagnose()
+    if not quiet:
+        _print(found.to_json(), lambda: click.echo(found.to_text()), as_json)
+    if quiet and not found.can_convert:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
+@click.option("--profile", help="Judge the sparsity by this profile's kernels; a bundle names its own.")
+@json_option
+def inspect(path: Path, profile: str | None, as_json: bool) -> None:
+    """Show the sparsity and the Q/DQ of each linear layer in an ONNX model, a bundle or a student."""
+    from deploy.inspect import inspect as run
+
+    found = run(path, profile)
+    _print(found.to_json(), lambda: click.echo(found.to_text()), as_json)
+
+
+def _progress() -> Progress:
+    from deploy.progress import Progress, TerminalProgress
+
+    return TerminalProgress() if sys.stderr.isatty() else Progress()
+
+
+def _print(as_text: str, say: Callable[[], None], as_json: bool) -> None:
+    if as_json:
+        click.echo(as_text.rstrip())
+    else:
+        say()
+
+
+def _say_bundles(done: Any) -> None:
+    from deploy.report.verdicts import cards
+
+    for bundle in done.bundles:
+        click.echo(f"{bundle.path}")
+        for card in cards(bundle.manifest):
+            click.echo(f"  {card.title}: {card.headline} ({card.origin})")
+        click.echo(f"  report: {bundle.path / 'report.html'}")
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    from deploy.text_table import text_table
+
+    return text_table(rows)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Leave by an exception, so that half-made files are removed."""
+    sys.exit(128 + number)

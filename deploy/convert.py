@@ -1,0 +1,286 @@
+"""The whole way: a checkpoint goes in, one verified and measured bundle for each device profile comes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict, Field
+
+from calibration.samples import Samples, load_samples, random_samples
+from deploy import bench, environment, verify
+from deploy import build as building
+from deploy.build import MODEL_FILE
+from deploy.bundle import hash_file, hash_files, staged
+from deploy.layers import layers_of, sizes_of, summary
+from deploy.manifest import FILE_NAME, Manifest, Measurement, Source
+from deploy.progress import Progress
+from deploy.report import report
+from exporters.checkpoint import load_checkpoint, quantized_linears
+from exporters.lint import lint
+from exporters.student_file import StudentFile
+from exporters.surgery import Target, surgery
+from exporters.to_onnx import to_onnx
+from profiles.device import Device, FloatType, load_device
+from profiles.errors import GpusqError
+
+Precision = Literal["auto", "fp32", "fp16", "int8"]
+RANDOM_SAMPLES = 64
+SCHEMA = 1
+
+
+class BundleResult(BaseModel):
+    """A bundle that was written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    manifest: Manifest
+
+
+class Conversion(BaseModel):
+    """What `convert` did; the same is printed by `gpusq convert --json`."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    bundles: tuple[BundleResult, ...]
+
+
+def convert(
+    checkpoint: str | Path,
+    *,
+    profiles: Sequence[str],
+    out: str | Path,
+    precision: Precision = "auto",
+    data: str | Path | None = None,
+    baseline: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
+
+    Args:
+        checkpoint: the student, a file of `exporters.student_file`.
+        profiles: names, aliases or paths of device profiles.
+        out: the folder for the bundles; new, empty, or holding bundles, which are replaced.
+        precision: `auto` keeps what was trained; `int8` asks for it; `fp16` and `fp32` drop the trained quantization.
+        data: samples to verify with, an .npz or a folder of them; random inputs without it.
+        baseline: a dense checkpoint to measure against, in FP32.
+        progress: is told what each stage found.
+
+    Raises:
+        GpusqError: something that was given cannot be used. Nothing is left behind then.
+    """
+    devices = {_bundle_name(name): load_device(name) for name in profiles}
+    if not devices:
+        raise GpusqError("no device profile was given", hint="give --profile, such as --profile a100")
+    job = _Job(
+        checkpoint=Path(checkpoint),
+        precision=precision,
+        data=None if data is None else Path(data),
+        baseline=None if baseline is None else Path(baseline),
+        out=Path(out),
+        progress=progress or Progress(),
+    )
+    job.load()
+    with staged(job.out, list(devices)) as staging:
+        manifests = [_convert_for(device, staging / name, job) for name, device in devices.items()]
+    bundles = tuple(
+        BundleResult(path=job.out / name, manifest=manifest) for name, manifest in zip(devices, manifests, strict=True)
+    )
+    return Conversion(bundles=bundles)
+
+
+@dataclass
+class _Job:
+    """What all bundles of one conversion share; each part is made when it is first asked for."""
+
+    checkpoint: Path
+    precision: Precision
+    data: Path | None
+    baseline: Path | None
+    out: Path
+    progress: Progress
+    student: StudentFile = field(init=False)
+    teacher: StudentFile | None = field(init=False)
+    samples: Samples = field(init=False)
+
+    def load(self) -> None:
+        """Read everything that the user gave, so that a mistake is found before any work is done."""
+        self.student = load_checkpoint(self.checkpoint)
+        self.teacher = None if self.baseline is None else load_checkpoint(self.baseline)
+        if self.precision == "int8" and not self.student.weight_scales:
+            raise GpusqError(
+                f"{self.checkpoint} has no trained scales, so it cannot be converted to int8",
+                hint="use --precision fp16, or give a student that was trained quantized",
+            )
+        if self.data is None:
+            self.samples = random_samples(self.student.inputs, RANDOM_SAMPLES)
+        else:
+            self.samples = load_samples(self.data, self.student.inputs)
+        kept = f"{len(self.student.weight_scales)} INT8 linears" if self.student.weight_scales else "float"
+        self.progress.found("checkpoint", f"{self.student.model.rpartition(':')[2]}, {kept}, {self.checkpoint.name}")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the trained quantization is kept."""
+        return self.precision in ("auto", "int8") and bool(self.student.weight_scales)
+
+    def float_type(self, device: Device) -> FloatType:
+        """The type of what is not quantized."""
+        asked: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16"}
+        return asked.get(self.precision, device.onnx.float_type)
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The float graph of the student."""
+        with self.progress.working("exporting"):
+            model = _export(self.student)
+        self.progress.found("export", f"opset {model.opset_imports['']}, {len(model.graph)} nodes, dynamic batch")
+        return model
+
+    @cached_property
+    def reference(self) -> verify.Array:
+        """The PyTorch student's logits on the samples."""
+        from exporters.torch_student import build_module, fake_quant_module
+
+        make = fake_quant_module if self.quantized else build_module
+        return verify.reference_logits(make(self.student), self.samples)
+
+    @cached_property
+    def source(self) -> Source:
+        """The student's checkpoint."""
+        return _source(self.checkpoint, self.student)
+
+    @cached_property
+    def baseline_source(self) -> Source | None:
+        """The baseline's checkpoint."""
+        return None if self.teacher is None or self.baseline is None else _source(self.baseline, self.teacher)
+
+
+def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
+    bundle.mkdir()
+    said = f"{bundle.name}:"
+    progress = job.progress
+    model = job.model.clone()
+    quantized = quantized_linears(job.student) if job.quantized else {}
+    target = Target(device, quantized, job.float_type(device))
+    passes = surgery(model, target)
+    _check(model, device)
+    ir.save(model, bundle / MODEL_FILE)
+    layers = layers_of(model, device)
+    progress.found("surgery", f"{said} {', '.join(f'{step.name} {step.changed}' for step in passes)}")
+    progress.found("sparsity", f"{said} {summary(layers)}")
+
+    with progress.working(f"building for {device.title}"):
+        built = building.build(bundle, device, name=str(job.out / bundle.name))
+    progress.found("build", f"{said} {building.summary(built)}")
+    if built.plan:
+        progress.found("plan", f"{said} {building.plan_summary(built.plan)}")
+    with progress.working("verifying"):
+        verified = verify.verify(bundle / MODEL_FILE, job.reference, job.samples)
+    progress.found("verify", f"{said} {verify.summary(verified)}")
+    measured = _measure(device, bundle, job)
+    if measured:
+        progress.found("bench", f"{said} {bench.summary(measured)}")
+
+    manifest = Manifest(
+        gpusq=environment.versions().get("gpusq", "unknown"),
+        created=_now(),
+        profile=device.name,
+        device=device.title,
+        student=job.source,
+        baseline=job.baseline_source,
+        precision_asked=job.precision,
+        precision=_precision_name(job.quantized, target.float_type),
+        float_type=target.float_type,
+        opset=model.opset_imports[""],
+        host=environment.host(),
+        versions=environment.versions(),
+        layers=layers,
+        sizes=sizes_of(model),
+        passes=tuple(passes),
+        engines=built.engines,
+        missing=built.missing,
+        plan=built.plan,
+        verified=verified,
+        measured=measured,
+        files=hash_files(bundle),
+    )
+    report(manifest, bundle)
+    manifest = manifest.model_copy(update={"files": hash_files(bundle)})
+    (bundle / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    progress.found("report", str(job.out / bundle.name / "report.html"))
+    return manifest
+
+
+def _export(student: StudentFile) -> ir.Model:
+    from exporters.torch_student import build_module
+
+    shapes = {name: spec.shape for name, spec in student.inputs.items()}
+    return to_onnx(build_module(student), shapes, student.outputs)
+
+
+def _check(model: ir.Model, device: Device) -> None:
+    """Refuse a graph that breaks a hard rule of TensorRT."""
+    found = lint(model)
+    if found:
+        more = f" (and {len(found) - 1} more)" if found[1:] else ""
+        raise GpusqError(f"{device.title}: {found[0]}{more}", hint=found[0].rule.cure)
+
+
+def _measure(device: Device, bundle: Path, job: _Job) -> Measurement | None:
+    """Time the engine where this host is the device: on its CPU."""
+    if device.runtime != "onnxruntime":
+        return None
+    student = bench.Contender(
+        job.checkpoint.name, _precision_name(job.quantized, job.float_type(device)), bundle / "engine.onnx"
+    )
+    shapes = {name: spec.shape for name, spec in job.student.inputs.items()}
+    with job.progress.working("measuring") as advance:
+        baseline = (
+            None
+            if job.teacher is None or job.baseline is None
+            else _baseline(device, bundle, job.teacher, job.baseline)
+        )
+        return bench.bench(student, baseline, shapes, bundle / bench.RAW_FILE, progress=advance)
+
+
+def _baseline(device: Device, bundle: Path, teacher: StudentFile, path: Path) -> bench.Contender:
+    """The dense checkpoint in FP32, beside the bundles: it is measured, not delivered."""
+    model = _export(teacher)
+    surgery(model, Target(device, {}, "float32"))
+    file = bundle.parent / "baseline.onnx"
+    ir.save(model, file)
+    return bench.Contender(path.name, "fp32", file)
+
+
+def _source(path: Path, student: StudentFile) -> Source:
+    return Source(
+        file=path.name,
+        sha256=hash_file(path).sha256,
+        model=student.model,
+        parameters=sum(int(tensor.size) for tensor in student.tensors.values()),
+        card=student.card,
+    )
+
+
+def _precision_name(quantized: bool, float_type: FloatType) -> str:
+    return "int8" if quantized else {"float32": "fp32", "float16": "fp16"}[float_type]
+
+
+def _bundle_name(profile: str) -> str:
+    return Path(profile).stem if profile.endswith(".toml") else profile
+
+
+def _now() -> str:
+    """The time of the conversion, or SOURCE_DATE_EPOCH for builds that must repeat (reproducible-builds.org)."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.now(timezone.utc) if epoch is None else datetime.fromtimestamp(int(epoch), timezone.utc)
+    return moment.isoformat(timespec="seconds")

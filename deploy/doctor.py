@@ -1,0 +1,91 @@
+"""What this host has, what gpusq can do with it, and what to install for the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deploy import environment, tensorrt_api
+from deploy.text_table import text_table
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One thing that gpusq does, whether this host can, and what to do where it cannot."""
+
+    what: str
+    here: bool
+    how: str
+
+
+class Diagnosis(BaseModel):
+    """What `gpusq doctor` found."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    host: dict[str, str]
+    versions: dict[str, str]
+    onnxruntime_providers: tuple[str, ...]
+    abilities: tuple[Ability, ...]
+
+    @property
+    def can_convert(self) -> bool:
+        """Whether a checkpoint can be converted and verified here."""
+        return all(ability.here for ability in self.abilities[:2])
+
+    def to_json(self) -> str:
+        """The diagnosis as JSON text."""
+        return self.model_dump_json(indent=2, by_alias=True)
+
+    def to_text(self) -> str:
+        """The diagnosis for the terminal."""
+        facts = [*self.host.items(), *self.versions.items()]
+        facts.append(("onnxruntime providers", ", ".join(self.onnxruntime_providers) or "none"))
+        able = [(a.what, "yes" if a.here else "no", "" if a.here else a.how) for a in self.abilities]
+        return f"{text_table([('this host', ''), *facts])}\n\n{text_table([('gpusq can', 'here', 'to get it'), *able])}"
+
+
+def diagnose() -> Diagnosis:
+    """Look at this host."""
+    host = environment.host()
+    here = environment.gpus()
+    host["driver"] = ", ".join(gpu.driver for gpu in here) or "none"
+    host["compute capability"] = ", ".join(gpu.compute_capability for gpu in here) or "none"
+    host["jetpack"] = f"Jetson Linux {environment.l4t_release()}" if environment.jetson() else "no Jetson"
+    return Diagnosis(
+        host=host,
+        versions={**environment.versions(), **tensorrt_api.versions()},
+        onnxruntime_providers=_providers(),
+        abilities=_abilities(has_gpu=bool(here)),
+    )
+
+
+def _abilities(*, has_gpu: bool) -> tuple[Ability, ...]:
+    def has(module: str) -> bool:
+        return importlib.util.find_spec(module) is not None
+
+    tensorrt = tensorrt_api.has_api("tensorrt")
+    return (
+        Ability("export checkpoints to ONNX", has("torch") and has("onnxscript"), "pip install 'gpusq[export]'"),
+        Ability("verify, and build for the CPU", has("onnxruntime"), "pip install 'gpusq[cpu]', or 'gpusq[gpu]'"),
+        Ability("read compiled plans without a GPU", tensorrt_api.has_api("tensorrt-rtx"), "pip install 'gpusq[rtx]'"),
+        Ability(
+            "build TensorRT engines",
+            has_gpu and tensorrt,
+            "pip install 'gpusq[tensorrt]'" if has_gpu else "run `gpusq build BUNDLE` on the device",
+        ),
+    )
+
+
+def _providers() -> tuple[str, ...]:
+    """What onnxruntime was built with; the GPU package names CUDA here whether or not there is a GPU."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ()
+    import onnxruntime
+
+    return tuple(onnxruntime.get_available_providers())

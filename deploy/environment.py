@@ -1,0 +1,90 @@
+"""What this host is: versions, processor, GPU, JetPack. Read, never guessed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = ("gpusq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt",
+             "tensorrt-rtx", "numpy", "safetensors")  # fmt: skip
+_DEVICE_TREE = Path("/proc/device-tree/model")
+_L4T_RELEASE = Path("/etc/nv_tegra_release")
+# Compute capabilities of the Jetson modules (CUDA's list of GPUs): they have no nvidia-smi before JetPack 7.
+_JETSON = {"orin": "8.7", "thor": "11.0", "xavier": "7.2"}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this host."""
+
+    name: str
+    compute_capability: str
+    driver: str
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The GPUs that the driver of this host reports; a Jetson's from its device tree."""
+    if module := jetson():
+        capability = next((value for key, value in _JETSON.items() if key in module.lower()), "")
+        return (Gpu(module, capability, l4t_release() or ""),)
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    if answer.returncode:
+        return ()
+    rows = (line.split(", ") for line in answer.stdout.strip().splitlines())
+    return tuple(Gpu(*row) for row in rows if len(row) == 3)
+
+
+def jetson() -> str | None:
+    """The name of the Jetson module that this host is; None on anything else."""
+    model = _read(_DEVICE_TREE).strip("\0\n ")
+    return model if "jetson" in model.lower() else None
+
+
+def l4t_release() -> str | None:
+    """The release of Jetson Linux, such as `36.4.3`; None where there is none."""
+    match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _read(_L4T_RELEASE))
+    return f"{match[1]}.{match[2]}" if match else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every installed package that matters to a bundle."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def host() -> dict[str, str]:
+    """Processor, cores and system of this host."""
+    return {
+        "machine": platform.machine(),
+        "processor": processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "system": platform.platform(),
+        "gpu": ", ".join(gpu.name for gpu in gpus()) or "none",
+    }
+
+
+def processor() -> str:
+    """The processor's name."""
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return match[1].strip() if match else platform.machine()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,107 @@
+"""Show what is in a model without building anything: the 2:4 state and the Q/DQ of each linear layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from pydantic import BaseModel, ConfigDict, Field
+
+from deploy.build import MODEL_FILE
+from deploy.layers import layers_of, sizes_of, summary
+from deploy.manifest import Layer, Sizes, is_bundle, read_manifest
+from deploy.text_table import text_table
+from profiles.device import load_device
+from profiles.errors import GpusqError
+
+SCHEMA = 1
+_HEADING = (
+    "layer",
+    "K×N",
+    "weight",
+    "activation",
+    "input scale",
+    "weight scales",
+    "2:4",
+    "zeros",
+    "eligible",
+    "why not, or what else",
+)
+
+
+class Inspection(BaseModel):
+    """The linear layers of a model, and the bytes of its weights."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    model: str
+    profile: str | None
+    layers: tuple[Layer, ...]
+    sizes: Sizes
+
+    def to_json(self) -> str:
+        """The inspection as JSON text."""
+        return self.model_dump_json(indent=2, by_alias=True)
+
+    def to_text(self) -> str:
+        """The inspection as a table for the terminal."""
+        return "\n".join(
+            [
+                text_table([_HEADING, *(_row(layer) for layer in self.layers)]),
+                "",
+                summary(self.layers),
+                f"pruned weights: {self.sizes.pruned_fp32:,} bytes in FP32, "
+                f"{self.sizes.pruned_compressed:,} compressed, "
+                f"{self.sizes.pruned_ratio:.2f}× (and {self.sizes.scales:,} bytes of scales)",
+                f"whole model: {self.sizes.total_fp32:,} bytes in FP32, {self.sizes.total_compressed:,} compressed, "
+                f"{self.sizes.total_ratio:.2f}×",
+            ]
+        )
+
+
+def inspect(path: Path, profile: str | None = None) -> Inspection:
+    """Inspect an ONNX model or a bundle, its sparsity judged by the kernels of `profile` (a bundle's own by default).
+
+    Raises:
+        GpusqError: there is no such file, or it is no ONNX model.
+    """
+    if is_bundle(path):
+        profile = profile or read_manifest(path).profile
+        path = path / MODEL_FILE
+    if not path.is_file():
+        raise GpusqError(f"no such model or bundle: {path}", hint="give an .onnx file, or a folder that convert wrote")
+    model = _load(path)
+    return Inspection(
+        model=path.name,
+        profile=profile,
+        layers=layers_of(model, load_device(profile) if profile else None),
+        sizes=sizes_of(model),
+    )
+
+
+def _load(path: Path) -> ir.Model:
+    try:
+        model = ir.load(path)
+    except (DecodeError, ValueError) as error:
+        raise GpusqError(f"{path} is no ONNX model: {error}", hint="`gpusq convert` takes checkpoints") from None
+    if not len(model.graph):
+        raise GpusqError(f"{path} is no ONNX model, or an empty one", hint="`gpusq convert` takes checkpoints")
+    return model
+
+
+def _row(layer: Layer) -> tuple[str, ...]:
+    weights = "" if layer.weight_scale_min is None else f"{layer.weight_scale_min:.3g} – {layer.weight_scale_max:.3g}"
+    return (
+        layer.module,
+        f"{layer.k}×{layer.n}",
+        layer.weight_type,
+        layer.activation_type,
+        "" if layer.input_scale is None else f"{layer.input_scale:.4g}",
+        weights,
+        "yes" if layer.sparsity.pattern == "2:4" else "no",
+        f"{layer.sparsity.zeros:.1%}",
+        "yes" if layer.sparsity.eligible else "no",
+        layer.sparsity.reason,
+    )

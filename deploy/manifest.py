@@ -1,0 +1,243 @@
+"""`manifest.json`: what a bundle is made of, and what is known about it.
+
+Three origins of a figure are kept apart: `verified` and `measured` were found on the host named here, `predicted` was
+computed. A bundle without an entry has nothing of that kind; nothing is implied.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from exporters.passes.outcome import LeftAlone, Outcome
+from exporters.sparsity import Sparsity
+from profiles.errors import GpusqError
+
+SCHEMA = 1
+PassReport = Outcome
+__all__ = ["LeftAlone", "PassReport", "Sparsity"]
+FILE_NAME = "manifest.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Strict):
+    """A file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+
+class Source(_Strict):
+    """The checkpoint that a model came from."""
+
+    file: str = Field(description="The file's name, without its folder.")
+    sha256: str
+    model: str = Field(description="The factory that builds the architecture.")
+    parameters: int
+    card: dict[str, Any] = Field(description="What the training wrote about itself.")
+
+
+class Layer(_Strict):
+    """One linear layer of `model.onnx`."""
+
+    module: str
+    k: int
+    n: int
+    weight_type: str
+    activation_type: str
+    input_scale: float | None
+    weight_scale_min: float | None
+    weight_scale_max: float | None
+    sparsity: Sparsity
+
+
+class Sizes(_Strict):
+    """Bytes of the linear layers' weights, computed from the real tensors.
+
+    `compressed` stores a 2:4 group as two values and two 2-bit indices (GPUSQ-ViT, section 3.1) and a dense weight as
+    it is; scales are counted.
+    """
+
+    pruned_fp32: int
+    pruned_compressed: int
+    pruned_ratio: float
+    scales: int = Field(description="Bytes of the pruned layers' scales, FP32; not part of `pruned_compressed`.")
+    total_fp32: int = Field(description="Bytes of every initializer, in FP32.")
+    total_compressed: int = Field(description="The same with the pruned layers compressed, the scales counted.")
+    total_ratio: float
+
+
+class Kernel(_Strict):
+    """One compiled kernel."""
+
+    name: str
+    kind: str = Field(description="gemm, convolution, fused-gemm, attention or pointwise.")
+    types: tuple[str, ...] = Field(description="The types of its inputs.")
+    modules: tuple[str, ...] = Field(description="The modules whose operators it computes.")
+
+
+class BlockAttention(_Strict):
+    """Whether one attention became one kernel."""
+
+    module: str
+    fused: bool
+
+
+class Plan(_Strict):
+    """The compiled kernels, read back from the compiler."""
+
+    source: str
+    target: str
+    kernels: tuple[Kernel, ...]
+    gemms_by_type: dict[str, int]
+    linear_gemms: int = Field(description="Linear layers whose GEMM was found in the plan.")
+    linear_gemms_int8: int
+    attentions: tuple[BlockAttention, ...]
+    kernels_per_block: dict[str, int] = Field(description="Kernels whose first module lies in the block.")
+    weights_bytes: int | None = None
+    scratch_bytes: int | None = None
+
+
+class Engine(_Strict):
+    """An engine in the bundle."""
+
+    file: str
+    runtime: str
+    runtime_version: str
+    target: str
+    nearest: bool = Field(description="True where it was compiled for a relative of the device.")
+    note: str
+
+
+class Missing(_Strict):
+    """A step that this host could not do, and how to do it."""
+
+    what: str
+    why: str
+    how: str
+
+
+class Verification(_Strict):
+    """`model.onnx` on onnxruntime against the PyTorch student, on the same samples."""
+
+    origin: Literal["verified"] = "verified"
+    samples: str = Field(description="Where the samples come from.")
+    samples_sha256: str
+    count: int
+    labelled: bool
+    runtime: str
+    student_top1: float | None
+    onnx_top1: float | None
+    agreement: float = Field(description="Share of samples with the same top-1 class.")
+    max_abs_difference: float = Field(description="Largest difference between two logits.")
+
+
+class Interval(_Strict):
+    """A figure with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Timing(_Strict):
+    """Latency of one model, in milliseconds."""
+
+    name: str
+    precision: str
+    p50_ms: Interval
+    p99_ms: Interval
+
+
+class Measurement(_Strict):
+    """Latency of the student beside its baseline, interleaved in one process."""
+
+    origin: Literal["measured"] = "measured"
+    device: str
+    runtime: str
+    threads: int
+    batch: int
+    pairs: int
+    student: Timing
+    baseline: Timing | None
+    speedup: Interval | None = Field(description="Median over pairs of baseline / student latency.")
+    verdict: Literal["faster", "slower", "inconclusive", "no baseline"]
+    raw: str = Field(description="The bundle's file that holds every sample.")
+
+
+class Prediction(_Strict):
+    """A figure that was computed, not measured."""
+
+    origin: Literal["predicted"] = "predicted"
+    what: str
+    value: float
+    unit: str
+    how: str
+
+
+class Manifest(_Strict):
+    """Everything that is known about a bundle."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    gpusq: str
+    created: str
+    profile: str
+    device: str
+    student: Source
+    baseline: Source | None
+    precision_asked: str
+    precision: str
+    float_type: str
+    opset: int
+    host: dict[str, str]
+    versions: dict[str, str]
+    layers: tuple[Layer, ...]
+    sizes: Sizes
+    passes: tuple[Outcome, ...]
+    engines: tuple[Engine, ...]
+    missing: tuple[Missing, ...]
+    plan: Plan | None
+    verified: Verification | None
+    measured: Measurement | None
+    predicted: tuple[Prediction, ...] = ()
+    files: dict[str, FileEntry]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text, keys in the order of this class."""
+        return self.model_dump_json(indent=2, by_alias=True) + "\n"
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether gpusq wrote `folder`, this release or another."""
+    try:
+        fields = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(fields, dict) and {"schema", "gpusq", "profile"} <= fields.keys()
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read the manifest of the bundle in folder `bundle`.
+
+    Raises:
+        GpusqError: there is none, it is damaged, or a newer gpusq wrote it.
+    """
+    path = bundle / FILE_NAME
+    if not path.is_file():
+        raise GpusqError(f"{bundle} is not a bundle: it has no {FILE_NAME}", hint="`gpusq convert` writes bundles")
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise GpusqError(
+            f"{path}: {key}: {first['msg']}", hint="it is damaged or from another release: convert the checkpoint again"
+        ) from None

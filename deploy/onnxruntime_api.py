@@ -1,0 +1,92 @@
+"""onnxruntime on the CPU: sessions, the optimized model as an engine, and its plan.
+
+Every session asks for exact 8-bit arithmetic (`session.x64quantprecision`): on processors without VNNI, onnxruntime's
+fast kernels add pairs of products in 16 bits and saturate, and the student answers wrongly and says nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from deploy.manifest import BlockAttention, Kernel, Plan
+from exporters.linears import find_linears
+from exporters.to_onnx import MODULE_KEY
+
+PROVIDERS = ["CPUExecutionProvider"]
+_EXACT_INT8 = ("session.x64quantprecision", "1")
+_QUIET = 3
+_GEMMS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm"})
+_CONVOLUTIONS = frozenset({"Conv", "FusedConv", "QLinearConv"})
+_ATTENTIONS = frozenset({"Attention", "MultiHeadAttention", "QAttention"})
+_8_BIT = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearConv", "QAttention"})
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def open_session(model: Path, *, threads: int | None = None, optimized_path: Path | None = None) -> Any:
+    """Return an onnxruntime.InferenceSession for `model` on the CPU.
+
+    Args:
+        model: an ONNX file.
+        threads: intra-op threads; None takes every core this process may use.
+        optimized_path: where to write the optimized model; None writes none.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.intra_op_num_threads = threads or cores()
+    options.add_session_config_entry(*_EXACT_INT8)
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    return onnxruntime.InferenceSession(str(model), options, providers=PROVIDERS)
+
+
+def runtime_version() -> str:
+    """The version of onnxruntime."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def read_plan(optimized: ir.Model, model: ir.Model) -> Plan:
+    """Return what onnxruntime made of `model`: one kernel for each node of the `optimized` graph.
+
+    onnxruntime keeps a node's name when it fuses others into it, so linear layers are found by name.
+    """
+    by_name = {node.name: node for node in optimized.graph}
+    linears = [by_name[name] for linear in find_linears(model.graph) if (name := linear.node.name) in by_name]
+    kernels = tuple(_kernel(node) for node in optimized.graph)
+    return Plan(
+        source=f"onnxruntime {runtime_version()}, optimized graph",
+        target="cpu",
+        kernels=kernels,
+        gemms_by_type=dict(Counter(kernel.types[0] for kernel in kernels if kernel.kind in ("gemm", "convolution"))),
+        linear_gemms=sum(node.op_type in _GEMMS for node in linears),
+        linear_gemms_int8=sum(node.op_type in _8_BIT for node in linears),
+        attentions=tuple(
+            BlockAttention(
+                module=node.metadata_props.get(MODULE_KEY) or node.name or "",
+                fused=node.name in by_name and by_name[node.name].op_type in _ATTENTIONS,
+            )
+            for node in model.graph
+            if node.op_type in ("Attention", "Softmax")
+        ),
+        kernels_per_block={},
+    )
+
+
+def _kernel(node: ir.Node) -> Kernel:
+    kinds = ((_GEMMS, "gemm"), (_CONVOLUTIONS, "convolution"), (_ATTENTIONS, "attention"))
+    kind = next((kind for names, kind in kinds if node.op_type in names), "pointwise")
+    module = (node.name or "").rpartition("/")[0]
+    kernel_type = "Int8" if node.op_type in _8_BIT else "Float"
+    return Kernel(name=node.op_type, kind=kind, types=(kernel_type,), modules=(module,) if module else ())

@@ -1,0 +1,265 @@
+"""The tables of the report: one function each, the same rows for the page and for Markdown.
+
+A cell is text; what it means is its column's `kind`. The first column names the row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from deploy.manifest import (
+    Engine,
+    FileEntry,
+    Layer,
+    Manifest,
+    Measurement,
+    Plan,
+    Prediction,
+    Sizes,
+    Source,
+    Timing,
+    Verification,
+)
+from deploy.report import formats
+from exporters.passes.outcome import Outcome
+
+Kind = Literal["text", "code", "number", "hash"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading and what its cells hold."""
+
+    name: str
+    kind: Kind = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, columns, and rows of as many cells."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def verification(verified: Verification) -> Table:
+    """How `model.onnx` compares with the PyTorch student."""
+    rows = [
+        ("samples", f"{formats.count(verified.count)} from {verified.samples}"),
+        ("samples' SHA-256", verified.samples_sha256),
+        ("labels", "yes" if verified.labelled else "none: accuracy itself was not checked"),
+        ("runtime", verified.runtime),
+        ("student's top-1", _share(verified.student_top1)),
+        ("model.onnx's top-1", _share(verified.onnx_top1)),
+        ("same top-1 class", formats.percent(verified.agreement)),
+        ("largest difference of two logits", f"{verified.max_abs_difference:.3g}"),
+    ]
+    caption = "model.onnx against the PyTorch student, on the same samples"
+    return Table(caption, (Column("figure"), Column("value")), tuple(rows))
+
+
+def latency(measured: Measurement) -> Table:
+    """The p50 and p99 of both models, with their intervals."""
+    columns = (Column("model"), Column("precision"), Column("p50 [95 %]", "number"), Column("p99 [95 %]", "number"))
+    timings = [("student", measured.student)]
+    if measured.baseline:
+        timings.append(("baseline", measured.baseline))
+    caption = f"Latency measured on {measured.device}, with 95 % bootstrap intervals"
+    return Table(caption, columns, tuple(_timing(role, timing) for role, timing in timings))
+
+
+def predictions(predicted: Iterable[Prediction]) -> Table:
+    """The figures that were computed from a model of the device."""
+    columns = (Column("figure"), Column("predicted", "number"), Column("how"))
+    rows = tuple((p.what, f"{formats.significant(p.value)} {p.unit}".rstrip(), p.how) for p in predicted)
+    return Table("Predicted, not measured", columns, rows)
+
+
+def engines(built: Iterable[Engine], measured: Measurement | None) -> Table:
+    """The engines of the bundle."""
+    columns = (
+        Column("file", "code"),
+        Column("runtime"),
+        Column("compiled for"),
+        Column("timed"),
+        Column("note"),
+    )
+    rows = tuple(
+        (
+            engine.file,
+            f"{engine.runtime} {engine.runtime_version}",
+            f"{engine.target}, a relative of the device" if engine.nearest else engine.target,
+            "yes" if was_timed(engine.runtime, measured) else "no",
+            engine.note,
+        )
+        for engine in built
+    )
+    return Table("Engines in the bundle", columns, rows)
+
+
+def was_timed(runtime: str, measured: Measurement | None) -> bool:
+    """Whether the measurement was taken with this runtime, named by the first word."""
+    return measured is not None and measured.runtime.lower().split()[:1] == runtime.lower().split()[:1]
+
+
+def gemms(plan: Plan) -> Table:
+    """The GEMMs of the plan by type."""
+    rows = tuple((formats.type_name(kind), formats.count(number)) for kind, number in plan.gemms_by_type.items())
+    return Table("GEMMs by type", (Column("type"), Column("GEMMs", "number")), rows)
+
+
+def attentions(plan: Plan) -> Table:
+    """Whether each attention became one kernel."""
+    rows = tuple((item.module, "one kernel" if item.fused else "not fused") for item in plan.attentions)
+    return Table("Attention", (Column("module", "code"), Column("compiled to")), rows)
+
+
+def blocks(plan: Plan) -> Table:
+    """The kernels of each block."""
+    rows = tuple((block, formats.count(number)) for block, number in plan.kernels_per_block.items())
+    return Table("Kernels per block", (Column("block", "code"), Column("kernels", "number")), rows)
+
+
+def kernels(plan: Plan) -> Table:
+    """Every kernel, in the order in which it runs."""
+    columns = (
+        Column("no.", "number"),
+        Column("kind"),
+        Column("input types"),
+        Column("modules", "code"),
+        Column("kernel", "code"),
+    )
+    rows = tuple(
+        (
+            str(number),
+            kernel.kind,
+            ", ".join(map(formats.type_name, kernel.types)),
+            ", ".join(kernel.modules),
+            kernel.name,
+        )
+        for number, kernel in enumerate(plan.kernels, start=1)
+    )
+    return Table("Every kernel, in the order of the plan", columns, rows)
+
+
+def layers(linears: Iterable[Layer]) -> Table:
+    """The 2:4 state and the scales of each linear layer."""
+    columns = (
+        Column("module", "code"),
+        Column("K × N", "number"),
+        Column("weight, activation"),
+        Column("pattern"),
+        Column("zeros", "number"),
+        Column("broken groups", "number"),
+        Column("input scale", "number"),
+        Column("weight scales", "number"),
+        Column("eligible"),
+        Column("why not, or what is still asked"),
+    )
+    return Table("Linear layers of model.onnx", columns, tuple(_layer(layer) for layer in linears))
+
+
+def sizes(computed: Sizes) -> Table:
+    """Bytes of the weights, in FP32 and compressed."""
+    columns = (
+        Column("what"),
+        Column("FP32", "number"),
+        Column("compressed", "number"),
+        Column("ratio", "number"),
+    )
+    rows = (
+        _size("2:4 layers' weights", computed.pruned_fp32, computed.pruned_compressed, computed.pruned_ratio),
+        _size("every initializer, with scales", computed.total_fp32, computed.total_compressed, computed.total_ratio),
+    )
+    return Table("Bytes of the weights, computed from the tensors", columns, rows)
+
+
+def surgery(passes: Iterable[Outcome]) -> Table:
+    """What each pass changed."""
+    columns = (Column("pass", "code"), Column("changed", "number"), Column("left alone", "number"))
+    rows = tuple((p.name, formats.count(p.changed), formats.count(len(p.left_alone))) for p in passes)
+    return Table("Passes over the graph, in order", columns, rows)
+
+
+def left_alone(one: Outcome) -> Table:
+    """What a pass did not change, and why."""
+    rows = tuple((item.where, item.why) for item in one.left_alone)
+    return Table(f"Left alone by {one.name}", (Column("where", "code"), Column("why")), rows)
+
+
+def build(manifest: Manifest) -> Table:
+    """How the bundle was made."""
+    rows = (
+        ("created", manifest.created),
+        ("gpusq", manifest.gpusq),
+        ("profile", manifest.profile),
+        ("device", manifest.device),
+        ("precision asked for", manifest.precision_asked),
+        ("precision built", manifest.precision),
+        ("type of what is not quantized", manifest.float_type),
+        ("ONNX opset", str(manifest.opset)),
+    )
+    return Table("Build", (Column("key"), Column("value")), rows)
+
+
+def pairs(caption: str, values: Mapping[str, str]) -> Table:
+    """A mapping as a table of two columns."""
+    return Table(caption, (Column("key"), Column("value")), tuple(values.items()))
+
+
+def checkpoint(role: str, source: Source) -> Table:
+    """A checkpoint, and what its training wrote about itself."""
+    rows = [
+        ("file", source.file),
+        ("SHA-256", source.sha256),
+        ("model", source.model),
+        ("parameters", formats.count(source.parameters)),
+        *((key, value if isinstance(value, str) else json.dumps(value)) for key, value in source.card.items()),
+    ]
+    return Table(f"{role}'s checkpoint", (Column("key"), Column("value")), tuple(rows))
+
+
+def files(entries: Mapping[str, FileEntry]) -> Table:
+    """The files of the bundle."""
+    columns = (Column("file", "code"), Column("size", "number"), Column("SHA-256", "hash"))
+    rows = tuple((name, formats.size(entry.bytes), entry.sha256) for name, entry in entries.items())
+    return Table("Files of the bundle, besides its manifest and reports", columns, rows)
+
+
+def _share(share: float | None) -> str:
+    return "not known" if share is None else formats.percent(share)
+
+
+def _timing(role: str, timing: Timing) -> tuple[str, ...]:
+    return (
+        f"{role}: {timing.name}",
+        timing.precision,
+        formats.milliseconds_interval(timing.p50_ms),
+        formats.milliseconds_interval(timing.p99_ms),
+    )
+
+
+def _layer(layer: Layer) -> tuple[str, ...]:
+    sparsity = layer.sparsity
+    return (
+        layer.module,
+        f"{layer.k} × {layer.n}",
+        f"{layer.weight_type}, {layer.activation_type}",
+        f"2:4, axis {sparsity.axis}" if sparsity.pattern == "2:4" else "dense",
+        formats.percent(sparsity.zeros),
+        formats.count(sparsity.broken_groups),
+        formats.scale(layer.input_scale),
+        formats.scale_range(layer.weight_scale_min, layer.weight_scale_max),
+        "yes" if sparsity.eligible else "no",
+        sparsity.reason or formats.ABSENT,
+    )
+
+
+def _size(what: str, fp32: int, compressed: int, ratio: float) -> tuple[str, ...]:
+    if not fp32:
+        return (what, "none", "none", formats.ABSENT)
+    return (what, formats.size(fp32), formats.size(compressed), formats.times(ratio))

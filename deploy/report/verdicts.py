@@ -1,0 +1,249 @@
+"""The verdicts at the top of the report, in words that say no more than was found.
+
+Each card names the origin of its figures. `good` and `bad` are said only where the manifest settles the question;
+`open` is a question that stays open, `absent` a step that did not happen here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
+
+from deploy.manifest import Engine, Layer, Manifest, Measurement, Plan, Sizes, Verification
+from deploy.report import formats
+from deploy.report.tables import was_timed
+
+Origin = Literal["verified", "measured", "compiled", "computed", "not here"]
+State = Literal["good", "bad", "open", "absent"]
+
+ORIGINS = {
+    "verified": "compared on the host named below, on real samples",
+    "measured": "timed, on the device that is named beside the figure",
+    "compiled": "read from the compiler, not timed",
+    "computed": "counted in the model's tensors",
+    "predicted": "from a model of the device, not measured",
+    "not here": "this host could not do it, or was not asked to",
+}
+
+PLAN_PROVES = (
+    "The plan proves which types the kernels take and what was fused. It says nothing about time, "
+    "nor whether a kernel uses the 2:4 pattern."
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One verdict: a headline, the lines beneath it, the section that has the details."""
+
+    title: str
+    headline: str
+    lines: tuple[str, ...]
+    origin: Origin
+    state: State
+    section: str
+
+
+def cards(manifest: Manifest) -> tuple[Card, ...]:
+    """Return the verdicts on the bundle, in the order of the report."""
+    return (
+        _accuracy(manifest.verified),
+        _speed(manifest.measured),
+        _plan(manifest.plan, manifest.layers, manifest.measured),
+        _sparsity(manifest.layers),
+        _size(manifest.sizes),
+        _engine(manifest),
+    )
+
+
+def student_name(manifest: Manifest) -> str:
+    """Return the student's name: its checkpoint's, without the suffix."""
+    return PurePath(manifest.student.file).stem
+
+
+def precision(manifest: Manifest) -> str:
+    """Return the precision that was built, and the one asked for where it differs."""
+    if manifest.precision == manifest.precision_asked:
+        return manifest.precision
+    return f"{manifest.precision} (asked for: {manifest.precision_asked})"
+
+
+def speed(measured: Measurement) -> str:
+    """Return the verdict of a measurement as a sentence."""
+    if measured.speedup is None:
+        return "No baseline was measured, so nothing is said about being faster or slower."
+    ratio = (
+        f"The baseline's latency divided by the student's is {formats.times_interval(measured.speedup)}: "
+        f"the median over {formats.count(measured.pairs)} interleaved pairs, with its 95 % bootstrap interval."
+    )
+    meaning = {
+        "faster": "Verdict: the student is faster than the baseline.",
+        "slower": "Verdict: the student is slower than the baseline.",
+        "inconclusive": "Verdict: inconclusive. These samples show the student neither faster nor slower.",
+        "no baseline": "Verdict: none.",
+    }
+    return f"{meaning[measured.verdict]} {ratio}"
+
+
+def conditions(measured: Measurement) -> str:
+    """Return where and how the latencies were taken."""
+    threads = "1 thread" if measured.threads == 1 else f"{measured.threads} threads"
+    return f"{measured.runtime}, {threads}, batch {measured.batch}, {formats.count(measured.pairs)} pairs"
+
+
+def chosen(layers: Iterable[Layer]) -> str:
+    """Return what is known about the sparse kernels: eligible is not chosen."""
+    if any(layer.sparsity.eligible for layer in layers):
+        return (
+            "Eligible is not chosen: which eligible layers run on sparse kernels is decided by TensorRT on the device."
+        )
+    return "No layer is eligible for sparse kernels of this target."
+
+
+def plan(compiled: Plan) -> str:
+    """Return what the plan is, what it proves and what it does not."""
+    text = f"Compiled for {compiled.target}, read back from {compiled.source}. {PLAN_PROVES}"
+    memory = {"weights": compiled.weights_bytes, "scratch memory": compiled.scratch_bytes}
+    known = [f"{what} {formats.size(number)}" for what, number in memory.items() if number is not None]
+    return f"{text} Said by the compiler: {', '.join(known)}." if known else text
+
+
+def sizes(computed: Sizes) -> str:
+    """Return what the sizes are computed from."""
+    return (
+        f"Computed from the model's tensors, not the size of a file. The 2:4 layers' scales add "
+        f"{formats.size(computed.scales)} in FP32; they are counted in the whole, not in the 2:4 layers."
+    )
+
+
+def arithmetic(layers: Iterable[Layer]) -> tuple[str, ...]:
+    """Return the compressed bits of a weight, one line for each type among the 2:4 layers (GPUSQ-ViT, section 3.1)."""
+    types = dict.fromkeys(layer.weight_type for layer in layers if layer.sparsity.pattern == "2:4")
+    return tuple(_arithmetic(name) for name in types)
+
+
+def _arithmetic(weight_type: str) -> str:
+    digits = re.search(r"\d+", weight_type)
+    if digits is None:
+        return f"{weight_type}: not a type with a width, so no arithmetic is given."
+    bits = int(digits.group())
+    group = 2 * bits + 2 * 2
+    return (
+        f"A 2:4 {weight_type} group of four = 2 values × {bits} bit + 2 indices × 2 bit = {group} bit, "
+        f"or {group / 4:g} bit per weight. Against FP32: 32 / {group / 4:g} = {formats.times(32 / (group / 4))}."
+    )
+
+
+def _accuracy(verified: Verification | None) -> Card:
+    if verified is None:
+        why = "model.onnx was not compared with the student"
+        return Card("Accuracy", "Not verified here", (why,), "not here", "absent", "accuracy")
+    headline, state = _kept(verified)
+    lines = (
+        f"agreement {formats.percent(verified.agreement)} on {formats.count(verified.count)} samples",
+        _top1(verified),
+        f"verified with {verified.runtime}",
+    )
+    return Card("Accuracy", headline, lines, "verified", state, "accuracy")
+
+
+def _kept(verified: Verification) -> tuple[str, State]:
+    student, onnx = verified.student_top1, verified.onnx_top1
+    if student is not None and onnx is not None:
+        if onnx < student:
+            return f"{formats.points(student - onnx)} lower", "bad"
+        return "Accuracy kept", "good"
+    if verified.agreement == 1:
+        return "Same class for every sample", "good"
+    return f"Same class for {formats.percent(verified.agreement)}", "open"
+
+
+def _top1(verified: Verification) -> str:
+    if verified.student_top1 is None or verified.onnx_top1 is None:
+        return "no labels: accuracy itself was not checked"
+    return f"top-1 {formats.percent(verified.onnx_top1)}, the student's {formats.percent(verified.student_top1)}"
+
+
+def _sparsity(layers: tuple[Layer, ...]) -> Card:
+    if not layers:
+        return Card("2:4 sparsity", "No linear layers", (), "computed", "absent", "sparsity")
+    sparse = [layer for layer in layers if layer.sparsity.pattern == "2:4"]
+    eligible = sum(layer.sparsity.eligible for layer in layers)
+    share = sum(layer.k * layer.n for layer in sparse) / sum(layer.k * layer.n for layer in layers)
+    lines = (
+        f"they hold {formats.percent(share)} of the linear weights",
+        f"eligible for sparse kernels: {eligible}",
+        "chosen: decided by TensorRT on the device" if eligible else "chosen: none can be",
+    )
+    state: State = "good" if sparse and eligible == len(sparse) else "open"
+    return Card("2:4 sparsity", f"{len(sparse)} of {len(layers)} linears", lines, "computed", state, "sparsity")
+
+
+def _plan(plan: Plan | None, layers: tuple[Layer, ...], measured: Measurement | None) -> Card:
+    if plan is None:
+        return Card("Plan", "Not built here", ("nothing was compiled",), "not here", "absent", "plan")
+    quantized = sum(layer.weight_type == layer.activation_type == "int8" for layer in layers)
+    fused = sum(item.fused for item in plan.attentions)
+    lines: tuple[str, ...] = (
+        f"{fused} of {len(plan.attentions)} attentions fused" if plan.attentions else "no attention in it",
+        f"{formats.count(len(plan.kernels))} kernels",
+        f"compiled for {plan.target}" + ("" if was_timed(plan.source, measured) else ", not timed"),
+    )
+    if quantized < len(layers):
+        lines = (f"model.onnx asks for {quantized}", *lines)
+    good = plan.linear_gemms_int8 >= quantized and plan.linear_gemms == len(layers) and fused == len(plan.attentions)
+    headline = f"{plan.linear_gemms_int8} of {len(layers)} linears INT8"
+    return Card("Plan", headline, lines, "compiled", "good" if good else "bad", "plan")
+
+
+def _speed(measured: Measurement | None) -> Card:
+    if measured is None:
+        return Card("Speed", "Not measured", ("needs the device",), "not here", "absent", "latency")
+    lines: tuple[str, ...] = (
+        f"p50 {formats.milliseconds(measured.student.p50_ms.value)}, "
+        f"p99 {formats.milliseconds(measured.student.p99_ms.value)}",
+        f"measured on {measured.device}",
+        conditions(measured),
+    )
+    if measured.baseline:
+        lines = (f"against {measured.baseline.name}, {measured.baseline.precision}", *lines)
+    headline, state = _speed_headline(measured)
+    return Card("Speed", headline, lines, "measured", state, "latency")
+
+
+def _speed_headline(measured: Measurement) -> tuple[str, State]:
+    if measured.speedup is None:
+        return f"p50 {formats.milliseconds(measured.student.p50_ms.value)}, no baseline", "open"
+    ratio = formats.times_interval(measured.speedup)
+    states: dict[str, State] = {"faster": "good", "slower": "bad"}
+    return f"{measured.verdict.capitalize()}: {ratio}", states.get(measured.verdict, "open")
+
+
+def _size(sizes: Sizes) -> Card:
+    if not sizes.pruned_fp32:
+        return Card("Size", "No 2:4 layers", ("nothing to compress",), "computed", "absent", "sizes")
+    lines = (
+        f"2:4 layers: {formats.size(sizes.pruned_fp32)} in FP32 → {formats.size(sizes.pruned_compressed)}",
+        f"every initializer: {formats.times(sizes.total_ratio)} smaller",
+    )
+    return Card("Size", f"{formats.times(sizes.pruned_ratio)} smaller", lines, "computed", "good", "sizes")
+
+
+def _engine(manifest: Manifest) -> Card:
+    missing = tuple(f"missing: {item.what}" for item in manifest.missing)
+    if not manifest.engines:
+        return Card("Engine", "Not built here", missing, "not here", "absent", "plan")
+    lines = tuple(_engine_line(engine, manifest.measured) for engine in manifest.engines)
+    targets = " and ".join(Counter(engine.target for engine in manifest.engines))
+    state: State = "open" if missing or any(engine.nearest for engine in manifest.engines) else "good"
+    return Card("Engine", f"Built for {targets}", lines + missing, "compiled", state, "plan")
+
+
+def _engine_line(engine: Engine, measured: Measurement | None) -> str:
+    built = f"{engine.runtime} {engine.runtime_version}"
+    if engine.nearest:
+        built += f" for {engine.target}, a relative of the device"
+    return built if was_timed(engine.runtime, measured) else f"{built}: compiled, not timed"

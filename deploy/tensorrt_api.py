@@ -1,0 +1,153 @@
+"""One adapter over `tensorrt` and `tensorrt_rtx`: ONNX in, engine bytes and the compiler's log out.
+
+The two packages share their API, so one code path drives both. What differs is found by asking the module, never by
+comparing versions:
+
+* `tensorrt_rtx` compiles ahead of time for a compute capability, without a GPU; `tensorrt` builds for the host's GPU.
+* TensorRT 10 needs the STRONGLY_TYPED creation flag; TensorRT 11 ignores it, TensorRT-RTX knows nothing else.
+* SPARSE_WEIGHTS is set wherever it exists; TensorRT-RTX accepts it and ignores it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from profiles.errors import GpusqError
+
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The smallest, usual and largest batch that the engine must take."""
+
+    smallest: int = 1
+    usual: int = 8
+    largest: int = 32
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled engine and what the compiler said while compiling it."""
+
+    engine: bytes
+    log: tuple[str, ...]
+    runtime: str
+    runtime_version: str
+
+
+def has_api(runtime: str) -> bool:
+    """Whether the Python package of `runtime` can be imported here."""
+    try:
+        import_api(runtime)
+    except ImportError:
+        return False
+    return True
+
+
+def import_api(runtime: str) -> ModuleType:
+    """Import the package of `runtime`, `tensorrt` or `tensorrt-rtx`."""
+    return importlib.import_module(_MODULES[runtime])
+
+
+def build_engine(
+    model: Path, runtime: str, *, compute_capability: str | None = None, batch: ShapeRange | None = None
+) -> Built:
+    """Compile the ONNX file `model`.
+
+    Args:
+        model: strongly typed ONNX whose only dynamic axis is the batch.
+        runtime: `tensorrt` or `tensorrt-rtx`.
+        compute_capability: such as `SM80`, to compile ahead of time; None builds for the GPU of this host.
+        batch: the batch sizes that the engine must take.
+
+    Raises:
+        GpusqError: the parser or the builder refused the model; their first error is in the message.
+    """
+    trt: Any = import_api(runtime)
+    logger = _collecting_logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(_creation_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(model)):
+        raise GpusqError(
+            f"{runtime} cannot parse {model.name}: {_first_line(parser.get_error(0).desc())}",
+            hint="choose a profile with a newer runtime, or run again with -v for the parser's whole log",
+        )
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if hasattr(trt.BuilderFlag, "SPARSE_WEIGHTS"):
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if compute_capability is not None:
+        _target(trt, config, compute_capability)
+    config.add_optimization_profile(_optimization_profile(builder, network, batch or ShapeRange()))
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise GpusqError(
+            f"{runtime} {trt.__version__} could not build {model.name}: {logger.first_error()}",
+            hint="run the command again with -v for the compiler's whole log",
+        )
+    return Built(bytes(engine), tuple(logger.messages), runtime, str(trt.__version__))
+
+
+def _collecting_logger(trt: Any) -> Any:
+    class CollectingLogger(trt.ILogger):  # type: ignore[misc]
+        """Keeps every message: the plan is the last of the verbose ones."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.messages.append(message)
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+
+        def first_error(self) -> str:
+            return _first_line(self.errors[0]) if self.errors else "it gave no reason"
+
+    return CollectingLogger()
+
+
+def _creation_flags(trt: Any) -> int:
+    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if strongly_typed is None else 1 << int(strongly_typed)
+
+
+def _target(trt: Any, config: Any, compute_capability: str) -> None:
+    known = getattr(trt, "ComputeCapability", None)
+    if known is None or not hasattr(known, compute_capability):
+        raise GpusqError(
+            f"{trt.__name__} {trt.__version__} cannot compile for {compute_capability} ahead of time",
+            hint="install tensorrt-rtx, or run `gpusq build` on the device",
+        )
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(known, compute_capability), 0)
+
+
+def _optimization_profile(builder: Any, network: Any, batch: ShapeRange) -> Any:
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shapes = [_with_batch(tensor.shape, size) for size in (batch.smallest, batch.usual, batch.largest)]
+        profile.set_shape(tensor.name, *shapes)
+    return profile
+
+
+def _with_batch(shape: Sequence[int], batch: int) -> list[int]:
+    return [batch if dim < 0 else dim for dim in shape]
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "it gave no reason"
+
+
+def versions() -> Mapping[str, str]:
+    """The versions of the TensorRT packages that can be imported here."""
+    return {runtime: str(import_api(runtime).__version__) for runtime in _MODULES if has_api(runtime)}
