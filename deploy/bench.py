@@ -10,7 +10,6 @@ Percentiles follow trtexec's rule: of N sorted samples, the one at max(N âˆ’ 1 â
 from __future__ import annotations
 
 import csv
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,12 +19,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from deploy.environment import processor
 from deploy.manifest import Interval, Measurement, Timing
 from deploy.onnxruntime_api import cores, open_session, runtime_version
 
 RAW_FILE = "latency.csv"
 Array = npt.NDArray[np.float64]
 _MILLISECONDS = 1e3
+_RESAMPLES_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _measurement(contenders: list[Contender], samples: Array, raw: str, options:
     timings = [_timing(contender, row, options) for contender, row in zip(contenders, samples, strict=True)]
     speedup = _bootstrap(samples[1] / samples[0], _median, options) if len(contenders) > 1 else None
     return Measurement(
-        device=platform.processor() or platform.machine(),
+        device=processor(),
         runtime=f"onnxruntime {runtime_version()}, CPU",
         threads=cores(),
         batch=options.batch,
@@ -147,18 +148,32 @@ def _timing(contender: Contender, samples: Array, options: BenchOptions) -> Timi
         name=contender.name,
         precision=contender.precision,
         p50_ms=_bootstrap(samples, _median, options),
-        p99_ms=_bootstrap(samples, lambda rows: percentile(rows, 99), options),
+        p99_ms=_bootstrap(samples, _p99, options),
     )
 
 
-def _median(samples: Array) -> Array:
-    return percentile(samples, 50)
+def _median(samples: Array, axis: int = -1) -> Array:
+    return percentile(np.moveaxis(samples, axis, -1), 50)
 
 
-def _bootstrap(samples: Array, statistic: Callable[[Array], Array], options: BenchOptions) -> Interval:
-    random = np.random.default_rng(options.seed)
-    resampled = statistic(samples[random.integers(0, samples.size, (options.resamples, samples.size))])
-    low, high = np.percentile(resampled, [2.5, 97.5])
+def _p99(samples: Array, axis: int = -1) -> Array:
+    return percentile(np.moveaxis(samples, axis, -1), 99)
+
+
+def _bootstrap(samples: Array, statistic: Callable[..., Array], options: BenchOptions) -> Interval:
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (samples,),
+        statistic,
+        n_resamples=options.resamples,
+        batch=_RESAMPLES_AT_ONCE,
+        vectorized=True,
+        confidence_level=0.95,
+        method="percentile",
+        rng=np.random.default_rng(options.seed),
+    )
+    low, high = found.confidence_interval
     return Interval(value=float(statistic(samples)), low=float(low), high=float(high))
 
 

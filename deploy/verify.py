@@ -1,8 +1,8 @@
 """Is `model.onnx` still the student? Both answer the same samples; top-1, agreement and logits are compared.
 
 The reference is the PyTorch student in float32, its linear inputs fake-quantized where it was trained so. The ONNX
-model runs on onnxruntime's CPU provider, whatever device it is made for: this proves the numbers of the graph, not those
-of a GPU's kernels.
+model runs on onnxruntime's CPU provider, whatever device it is made for: this proves the numbers of the graph, not
+those of a GPU's kernels.
 """
 
 from __future__ import annotations

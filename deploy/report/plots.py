@@ -59,7 +59,7 @@ def latency(measured: Measurement, samples: Samples) -> Plot:
     if measured.baseline and samples.baseline:
         timings["baseline"] = measured.baseline
     taken = {model: sorted(getattr(samples, model)) for model in timings}
-    end = min(max(max(values) for values in taken.values()), 1.5 * max(t.p99_ms.value for t in timings.values()))
+    end = min(max(max(values) for values in taken.values()), 1.2 * max(t.p99_ms.value for t in timings.values()))
     cut = sum(len(values) - bisect_right(values, end) for values in taken.values())
     start = min(values[0] for values in taken.values())
     x = {
@@ -67,6 +67,7 @@ def latency(measured: Measurement, samples: Samples) -> Plot:
         "type": "quantitative",
         "title": "latency, ms",
         "scale": {"domain": [start, end], "zero": False, "nice": False},
+        "axis": {"tickCount": {"expr": "width / 110"}},
     }
     y = {"field": "share", "type": "quantitative", "title": "share of runs", "axis": {"format": ".0%"}}
     scale = {"domain": list(timings), "range": [f"var(--{model})" for model in timings]}
@@ -75,19 +76,19 @@ def latency(measured: Measurement, samples: Samples) -> Plot:
         "data": {"values": [step for model, values in taken.items() for step in _steps(model, values)]},
         "mark": {"type": "line", "interpolate": "step-after", "clip": True, "strokeWidth": 2},
         "encoding": {
-            "strokeDash": {
-                "field": "model",
-                "type": "nominal",
-                "title": None,
-                "scale": {"domain": list(timings), "range": [[1, 0], [5, 3]][: len(timings)]},
-            }
+            "strokeDash": {"condition": {"test": "datum.model == 'baseline'", "value": [5, 3]}, "value": [1, 0]},
         },
     }
     point = {
         "data": {"values": [mark for model, timing in timings.items() for mark in _quantiles(model, timing)]},
         "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, "clip": True},
         "encoding": {
-            "shape": {"field": "quantile", "type": "nominal", "title": None},
+            "shape": {
+                "field": "quantile",
+                "type": "nominal",
+                "title": None,
+                "legend": {"symbolFillColor": "var(--muted)", "symbolStrokeWidth": 0},
+            },
             "tooltip": [_tip("model"), _tip("quantile"), _tip("latency")],
         },
     }
@@ -97,7 +98,7 @@ def latency(measured: Measurement, samples: Samples) -> Plot:
     )
     alternative = f"Share of runs by latency, measured on {measured.device}: {words}."
     if cut:
-        alternative += f" Not drawn: {formats.count(cut)} slower samples, beyond {formats.milliseconds(end)}."
+        alternative += f" Not drawn: {formats.count(cut)} of the samples, slower than {formats.milliseconds(end)}."
     return Plot(_spec(alternative, 280, layer=[line, point], encoding={"x": x, "y": y, "color": colour}), alternative)
 
 

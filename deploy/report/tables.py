@@ -68,8 +68,9 @@ def latency(measured: Measurement) -> Table:
     timings = [("student", measured.student)]
     if measured.baseline:
         timings.append(("baseline", measured.baseline))
-    caption = f"Latency measured on {measured.device}, with 95 % bootstrap intervals"
-    return Table(caption, columns, tuple(_timing(role, timing) for role, timing in timings))
+    return Table(
+        "Latency with 95 % bootstrap intervals", columns, tuple(_timing(role, timing) for role, timing in timings)
+    )
 
 
 def predictions(predicted: Iterable[Prediction]) -> Table:

@@ -52,7 +52,7 @@ def cards(manifest: Manifest) -> tuple[Card, ...]:
     return (
         _accuracy(manifest.verified),
         _speed(manifest.measured),
-        _plan(manifest.plan, manifest.layers, manifest.measured),
+        _plan(manifest),
         _sparsity(manifest.layers),
         _size(manifest.sizes),
         _engine(manifest),
@@ -103,9 +103,9 @@ def chosen(layers: Iterable[Layer]) -> str:
     return "No layer is eligible for sparse kernels of this target."
 
 
-def plan(compiled: Plan) -> str:
+def plan(compiled: Plan, engines: Iterable[Engine]) -> str:
     """Return what the plan is, what it proves and what it does not."""
-    text = f"Compiled for {compiled.target}, read back from {compiled.source}. {PLAN_PROVES}"
+    text = f"Compiled for {_target(compiled, engines)}, read back from {compiled.source}. {PLAN_PROVES}"
     memory = {"weights": compiled.weights_bytes, "scratch memory": compiled.scratch_bytes}
     known = [f"{what} {formats.size(number)}" for what, number in memory.items() if number is not None]
     return f"{text} Said by the compiler: {', '.join(known)}." if known else text
@@ -182,7 +182,13 @@ def _sparsity(layers: tuple[Layer, ...]) -> Card:
     return Card("2:4 sparsity", f"{len(sparse)} of {len(layers)} linears", lines, "computed", state, "sparsity")
 
 
-def _plan(plan: Plan | None, layers: tuple[Layer, ...], measured: Measurement | None) -> Card:
+def _target(plan: Plan, engines: Iterable[Engine]) -> str:
+    relative = any(engine.nearest and engine.target == plan.target for engine in engines)
+    return f"{plan.target}, a relative of the device" if relative else plan.target
+
+
+def _plan(manifest: Manifest) -> Card:
+    plan, layers = manifest.plan, manifest.layers
     if plan is None:
         return Card("Plan", "Not built here", ("nothing was compiled",), "not here", "absent", "plan")
     quantized = sum(layer.weight_type == layer.activation_type == "int8" for layer in layers)
@@ -190,7 +196,8 @@ def _plan(plan: Plan | None, layers: tuple[Layer, ...], measured: Measurement | 
     lines: tuple[str, ...] = (
         f"{fused} of {len(plan.attentions)} attentions fused" if plan.attentions else "no attention in it",
         f"{formats.count(len(plan.kernels))} kernels",
-        f"compiled for {plan.target}" + ("" if was_timed(plan.source, measured) else ", not timed"),
+        f"compiled for {_target(plan, manifest.engines)}"
+        + ("" if was_timed(plan.source, manifest.measured) else "; not timed"),
     )
     if quantized < len(layers):
         lines = (f"model.onnx asks for {quantized}", *lines)

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 
 from exporters.student_file import read_student
 from profiles.errors import GpusqError
 from students.fashion_vit.data import DEFAULT_ROOT, read_split
+from students.fashion_vit.recipe import Recipe
 from students.fashion_vit.report import Cards, table
+from students.fashion_vit.train import SHIPPED_TEST_IMAGES
+from students.fashion_vit.train import train as train_seed
 
-TEST_SAMPLES = 1_000
-TRAIN_SAMPLES = 256
+SHIPPED_TRAIN_IMAGES = 256
 dataset_option = click.option(
     "--dataset",
     type=click.Path(path_type=Path),
@@ -34,19 +37,14 @@ def main() -> None:
 
 @main.command()
 @click.option("--seed", type=int, required=True, help="Seeds the weights, the order and the augmentation.")
-@click.option("--threads", type=int, default=2, show_default=True, help="CPU threads; the result depends on it.")
+@click.option("--threads", type=int, default=1, show_default=True, help="CPU threads; the result depends on it.")
 @click.option("--epochs", type=int, nargs=3, help="Epochs of the three stages, where not the recipe's own.")
-@out_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: build/fashion-vit-SEED]")
 @dataset_option
-def train(seed: int, threads: int, epochs: tuple[int, int, int] | None, out: Path, dataset: Path) -> None:
+def train(seed: int, threads: int, epochs: tuple[int, int, int] | None, out: Path | None, dataset: Path) -> None:
     """Train teacher, 2:4 student and 2:4 + INT8 student; writes three .safetensors files to --out."""
-    import torch
-
-    from students.fashion_vit.recipe import Recipe
-    from students.fashion_vit.train import train as run
-
     torch.set_num_threads(threads)
-    run(seed, out, dataset, Recipe(epochs=epochs) if epochs else Recipe())
+    train_seed(seed, out or Path(f"build/fashion-vit-{seed}"), dataset, Recipe(epochs=epochs) if epochs else Recipe())
 
 
 @main.command()
@@ -62,7 +60,7 @@ def report(folders: tuple[Path, ...]) -> None:
 def sample(out: Path, dataset: Path) -> None:
     """Write test-1000.npz and train-256.npz, the first images of each set."""
     out.mkdir(parents=True, exist_ok=True)
-    for part, count, name in (("t10k", TEST_SAMPLES, "test-1000"), ("train", TRAIN_SAMPLES, "train-256")):
+    for part, count, name in (("t10k", SHIPPED_TEST_IMAGES, "test-1000"), ("train", SHIPPED_TRAIN_IMAGES, "train-256")):
         images = read_split(part, dataset)
         image, label = images.pixels[:count].numpy(), images.labels[:count].numpy()
         np.savez_compressed(out / f"{name}.npz", image=image, label=label)

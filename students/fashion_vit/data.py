@@ -50,7 +50,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
             f"cannot read {path}: {error}",
             hint="install Debian's dataset-fashion-mnist, or name the folder of its .gz files with --dataset",
         ) from error
-    rank = raw[3] if raw[:3] == b"\0\0\x08" else 0
+    rank = raw[3] if len(raw) > 3 and raw[:3] == b"\0\0\x08" else 0
     shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank]) if len(raw) >= 4 + 4 * rank else ()
     if rank == 0 or len(raw) != 4 + 4 * rank + int(np.prod(shape)):
         raise GpusqError(f"{path} is not an idx file of uint8", hint="download the data set again")

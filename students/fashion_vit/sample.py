@@ -17,11 +17,11 @@ def student_path() -> Path:
     return DATA / "student.safetensors"
 
 
-def test_images() -> Path:
+def labelled_images() -> Path:
     """An npz with the first 1,000 test images: `image` uint8 [1000, 1, 28, 28], `label` int64 [1000]."""
     return DATA / "test-1000.npz"
 
 
-def train_images() -> Path:
+def calibration_images() -> Path:
     """An npz with the first 256 training images: `image` uint8 [256, 1, 28, 28], `label` int64 [256]."""
     return DATA / "train-256.npz"
