@@ -22,6 +22,7 @@ import numpy.typing as npt
 from deploy.environment import processor
 from deploy.manifest import Interval, Measurement, Timing
 from deploy.onnxruntime_api import cores, open_session, runtime_version
+from deploy.progress import Advance
 
 RAW_FILE = "latency.csv"
 Array = npt.NDArray[np.float64]
@@ -57,7 +58,7 @@ def bench(
     raw: Path,
     options: BenchOptions | None = None,
     *,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Advance = lambda share: None,
 ) -> Measurement:
     """Time `student`, and `baseline` if there is one, and write every sample to `raw` as CSV.
 
@@ -109,7 +110,7 @@ def _interleave(
     feed: Mapping[str, npt.NDArray[np.float32]],
     options: BenchOptions,
     random: np.random.Generator,
-    progress: Callable[[float], None],
+    progress: Advance,
 ) -> Array:
     """Latencies in ms, [models, pairs]."""
     pairs: list[list[float]] = []

@@ -58,7 +58,10 @@ def build_on_device(bundle: Path, device: Device) -> Engine:
     """
     engine, missing = _build_on_device(bundle, device, bundle.name)
     if engine is None:
-        raise GpusqError(f"{missing[0].what} cannot be built here: {missing[0].why}", hint=missing[0].how)
+        raise GpusqError(
+            f"the {missing[0].what} cannot be built here: {missing[0].why}",
+            hint=f"copy the bundle to the device and run `{missing[0].how}` there",
+        )
     return engine
 
 
@@ -133,8 +136,7 @@ def _note(target: AheadOfTime) -> str:
 def _build_on_device(bundle: Path, device: Device, name: str) -> tuple[Engine | None, tuple[Missing, ...]]:
     why = _why_not_here(device)
     if why:
-        how = f"on {device.title}: gpusq build {name}"
-        return None, (Missing(what="TensorRT engine", why=why, how=how),)
+        return None, (Missing(what="TensorRT engine", why=why, how=f"gpusq build {name}"),)
     built = tensorrt_api.build_engine(bundle / MODEL_FILE, "tensorrt")
     path = bundle / "engine.tensorrt"
     path.write_bytes(built.engine)
@@ -154,14 +156,14 @@ def _build_on_device(bundle: Path, device: Device, name: str) -> tuple[Engine | 
 def _why_not_here(device: Device) -> str:
     here = gpus()
     if not here:
-        return "this host has no NVIDIA GPU"
+        return f"it is built on {device.title}, and this host has no NVIDIA GPU"
     if device.compute_capability not in {gpu.compute_capability for gpu in here}:
-        return f"the GPU of this host is {here[0].name}, not {device.title}"
-    return "" if tensorrt_api.has_api("tensorrt") else "the Python package tensorrt is not installed"
+        return f"it is built on {device.title}, and the GPU of this host is {here[0].name}"
+    return "" if tensorrt_api.has_api("tensorrt") else "the Python package tensorrt is not installed here"
 
 
 def _missing_ahead_of_time(device: Device) -> Missing:
     why = "the Python package tensorrt-rtx is not installed"
     if device.ahead_of_time is None:
         why = "TensorRT-RTX cannot compile for this device"
-    return Missing(what="compiled plan", why=why, how="pip install 'gpusq[rtx]', then convert again")
+    return Missing(what="compiled plan", why=why, how="pip install 'gpusq[rtx]'")

@@ -183,8 +183,8 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
     progress.found("build", f"{said} {building.summary(built)}")
     if built.plan:
         progress.found("plan", f"{said} {building.plan_summary(built.plan)}")
-    with progress.working("verifying"):
-        verified = verify.verify(bundle / MODEL_FILE, job.reference, job.samples)
+    with progress.working("verifying") as advance:
+        verified = verify.verify(bundle / MODEL_FILE, job.reference, job.samples, progress=advance)
     progress.found("verify", f"{said} {verify.summary(verified)}")
     measured = _measure(device, bundle, job)
     if measured:

@@ -56,6 +56,7 @@ def diagnose() -> Diagnosis:
     here = environment.gpus()
     host["driver"] = ", ".join(gpu.driver for gpu in here) or "none"
     host["compute capability"] = ", ".join(gpu.compute_capability for gpu in here) or "none"
+    host["cuda toolkit"] = environment.cuda_release() or "none"
     host["jetpack"] = f"Jetson Linux {environment.l4t_release()}" if environment.jetson() else "no Jetson"
     return Diagnosis(
         host=host,

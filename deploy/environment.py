@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 _PACKAGES = ("gpusq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt",
              "tensorrt-rtx", "numpy", "safetensors")  # fmt: skip
 _DEVICE_TREE = Path("/proc/device-tree/model")
+_CUDA_VERSION = Path("/usr/local/cuda/version.json")
 _L4T_RELEASE = Path("/etc/nv_tegra_release")
 # Compute capabilities of the Jetson modules (CUDA's list of GPUs): they have no nvidia-smi before JetPack 7.
 _JETSON = {"orin": "8.7", "thor": "11.0", "xavier": "7.2"}
@@ -55,6 +57,18 @@ def l4t_release() -> str | None:
     """The release of Jetson Linux, such as `36.4.3`; None where there is none."""
     match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _read(_L4T_RELEASE))
     return f"{match[1]}.{match[2]}" if match else None
+
+
+def cuda_release() -> str | None:
+    """The release of the CUDA toolkit of this host, such as `12.6`; None where there is none."""
+    with contextlib.suppress(ValueError, KeyError):
+        return str(json.loads(_read(_CUDA_VERSION))["cuda"]["version"])
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        return None
+    answer = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    match = re.search(r"release ([\d.]+)", answer.stdout)
+    return match[1] if match else None
 
 
 def versions() -> dict[str, str]:

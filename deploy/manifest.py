@@ -12,13 +12,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from exporters.passes.outcome import LeftAlone, Outcome
+from exporters.passes.outcome import Outcome
 from exporters.sparsity import Sparsity
 from profiles.errors import GpusqError
 
 SCHEMA = 1
-PassReport = Outcome
-__all__ = ["LeftAlone", "PassReport", "Sparsity"]
 FILE_NAME = "manifest.json"
 
 

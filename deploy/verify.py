@@ -16,6 +16,7 @@ import numpy.typing as npt
 from calibration.samples import Samples
 from deploy.manifest import Verification
 from deploy.onnxruntime_api import open_session, runtime_version
+from deploy.progress import Advance
 
 BATCH = 100
 Array = npt.NDArray[np.float32]
@@ -31,15 +32,19 @@ def reference_logits(module: object, samples: Samples) -> Array:
     return np.asarray(torch.cat(parts).numpy())
 
 
-def onnx_logits(model: Path, samples: Samples) -> Array:
-    """Logits [N, classes] of an ONNX file on onnxruntime's CPU provider."""
+def onnx_logits(model: Path, samples: Samples, progress: Advance = lambda share: None) -> Array:
+    """Logits [N, classes] of an ONNX file on onnxruntime's CPU provider; `progress` is told the share that is done."""
     session = open_session(model)
-    return np.concatenate([session.run(None, batch)[0] for batch in _batches(samples)])
+    parts: list[Array] = []
+    for batch in _batches(samples):
+        parts.append(session.run(None, batch)[0])
+        progress(min(1.0, len(parts) * BATCH / len(samples)))
+    return np.concatenate(parts)
 
 
-def verify(model: Path, reference: Array, samples: Samples) -> Verification:
+def verify(model: Path, reference: Array, samples: Samples, *, progress: Advance = lambda share: None) -> Verification:
     """Compare `model` with the `reference` logits [N, classes] of the same samples."""
-    logits = onnx_logits(model, samples)
+    logits = onnx_logits(model, samples, progress)
     return Verification(
         samples=samples.source,
         samples_sha256=samples.sha256,

@@ -83,8 +83,8 @@ def short_hash(digest: str) -> str:
 
 
 def unbroken(text: str) -> str:
-    """Tie units to their figures with no-break spaces."""
-    return re.sub(r"(?<=\d) (?=(?:%|ms|B|kB|MB|GB)(?!\w))", "\u00a0", text)
+    """Tie units to their figures, and the ends of an interval to each other, with no-break spaces."""
+    return re.sub(r"(?<=\d) (?=(?:%|ms|B|kB|MB|GB)(?!\w))|(?<=\d,) (?=[\d.]+\])", "\u00a0", text)
 
 
 def type_name(name: str) -> str:

@@ -19,7 +19,7 @@ from deploy.report.samples import Samples
 Spec = dict[str, Any]
 
 MAX_STEPS = 400
-ROW = 20  # tiles side by side, before a block takes another row
+ROW = 24  # tiles side by side, before a block takes another row
 LETTERS = {"gemm": "G", "fused-gemm": "F", "attention": "A", "pointwise": "P", "convolution": "C"}
 GEMMS = ("gemm", "fused-gemm", "convolution")
 WIDTHS = ("int4", "fp4", "int8", "fp8", "float8", "float16", "bfloat16", "float32")
@@ -105,7 +105,7 @@ def latency(measured: Measurement, samples: Samples) -> Plot:
 def plan(compiled: Plan) -> Plot:
     """One row of tiles for each block, one tile for each kernel."""
     rows = _tiles(compiled)
-    blocks = list(dict.fromkeys(row["block"] for row in rows))
+    blocks = _row_names(rows)
     types = sorted({row["types"] for row in rows}, key=_width)
     encoding = {
         "x": {"field": "position", "type": "ordinal", "axis": None, "scale": {"paddingInner": 0.06}},
@@ -256,13 +256,20 @@ def _tiles(compiled: Plan) -> list[Spec]:
     return rows
 
 
+def _row_names(tiles: list[Spec]) -> list[str]:
+    """Return the rows by the first kernel of their block, a block's further rows right below it."""
+    names = list(dict.fromkeys(tile["block"] for tile in tiles))
+    first = {name: number for number, name in enumerate(names)}
+    return sorted(names, key=lambda name: (first[name.split(" · ")[0]], first[name]))
+
+
 def _block(kernel: Kernel) -> str:
     """Return the block of the kernel's first module: `blocks.0` of `blocks.0.mlp.fc2`, `head` of `head.fc`."""
     if not kernel.modules:
         return "no module"
     module = kernel.modules[0]
     block = re.match(r".*?\.\d+(?=\.|$)", module)
-    return block.group() if block else module.split(".")[0]
+    return block.group() if block else re.split("[./]", module)[0]
 
 
 def _types(kernel: Kernel) -> str:

@@ -49,7 +49,8 @@ class Table:
 def verification(verified: Verification) -> Table:
     """How `model.onnx` compares with the PyTorch student."""
     rows = [
-        ("samples", f"{formats.count(verified.count)} from {verified.samples}"),
+        ("samples", verified.samples),
+        ("number of samples", formats.count(verified.count)),
         ("samples' SHA-256", verified.samples_sha256),
         ("labels", "yes" if verified.labelled else "none: accuracy itself was not checked"),
         ("runtime", verified.runtime),

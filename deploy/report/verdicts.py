@@ -6,6 +6,7 @@ Each card names the origin of its figures. `good` and `bad` are said only where 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ Origin = Literal["verified", "measured", "compiled", "computed", "not here"]
 State = Literal["good", "bad", "open", "absent"]
 
 ORIGINS = {
-    "verified": "compared on the host named below, on real samples",
+    "verified": "compared with the student on the same samples, on the host named below",
     "measured": "timed, on the device that is named beside the figure",
     "compiled": "read from the compiler, not timed",
     "computed": "counted in the model's tensors",
@@ -153,12 +154,24 @@ def _accuracy(verified: Verification | None) -> Card:
 def _kept(verified: Verification) -> tuple[str, State]:
     student, onnx = verified.student_top1, verified.onnx_top1
     if student is not None and onnx is not None:
-        if onnx < student:
-            return f"{formats.points(student - onnx)} lower", "bad"
-        return "Accuracy kept", "good"
+        if onnx >= student:
+            return "Accuracy kept", "good"
+        if _within_chance(verified, student - onnx):
+            return "No measurable loss", "good"
+        return f"{formats.points(student - onnx)} lower", "bad"
     if verified.agreement == 1:
         return "Same class for every sample", "good"
     return f"Same class for {formats.percent(verified.agreement)}", "open"
+
+
+def _within_chance(verified: Verification, drop: float) -> bool:
+    """Whether a drop is within what chance does to the samples on which the two differ (McNemar's test, 5 %).
+
+    If neither were better, each of the d samples with another class would fall to either side, and the difference of
+    the right answers would have a standard deviation of √d.
+    """
+    differing = (1 - verified.agreement) * verified.count
+    return drop * verified.count <= 1.96 * math.sqrt(differing)
 
 
 def _top1(verified: Verification) -> str:

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.bench import BenchOptions, Contender, bench, percentile, summary
+
+SHAPES = {"x": (128, 128)}
+MODEL = """<ir_version: 8, opset_import: ["": 17]>
+g (float[batch, 128, 128] x) => (float[batch, 128, 128] y) {{ {body} }}"""
+QUICK = BenchOptions(seconds=0.2, min_pairs=40, max_pairs=200, resamples=200)
+
+
+def model(folder: Path, name: str, body: str) -> Path:
+    path = folder / f"{name}.onnx"
+    ir.save(ir.from_onnx_text(MODEL.format(body=body)), path)
+    return path
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=500), st.sampled_from([50, 90, 95, 99]))
+def test_percentile_follows_trtexecs_rule(samples: list[float], p: int) -> None:
+    index = max(len(samples) - 1 - int((1 - p / 100) * len(samples)), 0)
+    assert percentile(np.asarray(samples), p) == sorted(samples)[index]
+
+
+def test_p99_of_a_thousand_samples_is_the_990th_and_of_a_hundred_the_largest() -> None:
+    assert percentile(np.arange(1000.0), 99) == 989
+    assert percentile(np.arange(100.0), 99) == 98
+
+
+def test_tells_a_faster_model_from_a_slower_one(tmp_path: Path) -> None:
+    once = Contender("once", "fp32", model(tmp_path, "once", "y = MatMul(x, x)"))
+    thrice = Contender(
+        "thrice", "fp32", model(tmp_path, "thrice", "a = MatMul(x, x) b = MatMul(a, x) y = MatMul(b, x)")
+    )
+    faster = bench(once, thrice, SHAPES, tmp_path / "raw.csv", QUICK)
+    slower = bench(thrice, once, SHAPES, tmp_path / "raw.csv", QUICK)
+    assert (faster.verdict, slower.verdict) == ("faster", "slower")
+    assert faster.speedup is not None
+    assert faster.speedup.value > 1.5
+
+
+def test_says_nothing_of_speed_without_a_baseline(tmp_path: Path) -> None:
+    one = Contender("one", "fp32", model(tmp_path, "one", "y = MatMul(x, x)"))
+    alone = bench(one, None, SHAPES, tmp_path / "raw.csv", QUICK)
+    assert (alone.verdict, alone.speedup, alone.baseline) == ("no baseline", None, None)
+
+
+def test_the_same_model_twice_is_not_called_faster_or_slower_by_much(tmp_path: Path) -> None:
+    same = Contender("same", "fp32", model(tmp_path, "same", "y = MatMul(x, x)"))
+    found = bench(same, same, SHAPES, tmp_path / "raw.csv", QUICK)
+    assert found.speedup is not None
+    assert found.speedup.low <= 1.05
+    assert found.speedup.high >= 0.95
+    assert "than same (fp32)" in summary(found)
+
+
+def test_keeps_every_sample(tmp_path: Path) -> None:
+    same = Contender("same", "fp32", model(tmp_path, "same", "y = MatMul(x, x)"))
+    found = bench(same, same, SHAPES, tmp_path / "raw.csv", QUICK)
+    head, *rows = (line.split(",") for line in (tmp_path / "raw.csv").read_text().splitlines())
+    assert head == ["pair", "model", "latency_ms"]
+    student = [float(latency) for _, name, latency in rows if name == "student"]
+    assert len(student) == found.pairs == len(rows) // 2
+    assert found.student.p50_ms.value == pytest.approx(float(percentile(np.asarray(student), 50)), abs=1e-6)
+
+
+def test_reports_the_share_that_is_done(tmp_path: Path) -> None:
+    shares: list[float] = []
+    one = Contender("one", "fp32", model(tmp_path, "same", "y = MatMul(x, x)"))
+    bench(one, None, SHAPES, tmp_path / "raw.csv", QUICK, progress=shares.append)
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] <= shares[-1] <= 1

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+from deploy.plan import read_plan
+from profiles.errors import GpusqError
+
+MODEL = """<ir_version: 10, opset_import: ["": 21]>
+g (float16[batch, 64] x) => (float16[batch, 64] z)
+<int8[64, 64] w, int8[64, 64] v, float16 s, int8 zero> {
+    [proj_dq] a = DequantizeLinear(w, s, zero)
+    [proj] y = MatMul(x, a)
+    [soft] p = Softmax(y)
+    [fc_dq] b = DequantizeLinear(v, s, zero)
+    [fc] z = MatMul(p, b)
+}"""
+
+
+def tensor(datatype: str) -> str:
+    return f"{{ Name: t, Dimensions: [-1,64], Strides: [64,1], Datatype: {datatype}, Format: (Linear) Row major }}"
+
+
+def layer(name: str, kind: str, inputs: list[str], constants: list[str], nodes: list[str]) -> str:
+    return (
+        f"Name: {name}, LayerType: {kind}, Inputs: [ {', '.join(map(tensor, inputs))}], "
+        f"Constants: [ {', '.join(map(tensor, constants))}], Outputs: [ {tensor('Half')}], "
+        f"TacticName: stub, StreamId: 0, Metadata: {''.join(f'[ONNX Layer: {node}]' for node in nodes)}"
+    )
+
+
+LOG = [
+    "Layers: an earlier listing",
+    "Total Weights Memory: 8192 bytes",
+    "Max Scratch Memory: 512 bytes",
+    "\n".join(
+        [
+            "Layers:",
+            layer("__shapes", "shape_call", [], [], []),
+            layer("__quantize", "kgen", ["Half"], ["Float"], ["proj"]),
+            layer("proj_gemm", "gemm", ["Int8"], ["Int8", "Float"], ["proj", "proj_dq"]),
+            layer("_gemm_mha_v2_0", "kgen", ["Half", "Half", "Half"], [], ["soft"]),
+            layer("__fused", "runtime_fusion", ["Half"], ["Int8"], ["fc", "fc_dq"]),
+            layer("__conv", "correlation", ["Int8"], ["Int8"], ["elsewhere"]),
+            layer("__signal", "signal", [], [], []),
+            "I/O Tensors:",
+        ]
+    ),
+]
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    model = ir.from_onnx_text(MODEL)
+    for node in model.graph:
+        if node.name in ("proj", "soft", "fc"):
+            node.metadata_props["gpusq.module"] = f"blocks.0.{node.name}"
+    for name in ("w", "v"):
+        value = next(v for node in model.graph for v in node.inputs if v is not None and v.name == name)
+        value.const_value = ir.tensor([[0] * 64] * 64, dtype=ir.DataType.INT8, name=name)
+        model.graph.inputs.remove(value) if value.is_graph_input() else None
+        model.graph.register_initializer(value)
+    return model
+
+
+def test_reads_kinds_types_and_modules_of_the_kernels(model: ir.Model) -> None:
+    plan = read_plan(LOG, model, source="a log", target="SM80")
+    assert [(kernel.kind, kernel.types[:2], kernel.modules) for kernel in plan.kernels] == [
+        ("pointwise", ("Half", "Float"), ("blocks.0.proj",)),
+        ("gemm", ("Int8", "Int8"), ("blocks.0.proj",)),
+        ("attention", ("Half", "Half"), ("blocks.0.soft",)),
+        ("fused-gemm", ("Half", "Int8"), ("blocks.0.fc",)),
+        ("convolution", ("Int8", "Int8"), ()),
+    ]
+
+
+def test_counts_gemms_by_type_and_does_not_call_a_weight_only_gemm_int8(model: ir.Model) -> None:
+    plan = read_plan(LOG, model, source="a log", target="SM80")
+    assert plan.gemms_by_type == {"Int8": 2, "Half×Int8": 1}
+    assert (plan.linear_gemms, plan.linear_gemms_int8) == (2, 1)
+
+
+def test_finds_attention_memory_and_kernels_per_block(model: ir.Model) -> None:
+    plan = read_plan(LOG, model, source="a log", target="SM80")
+    assert [(attention.module, attention.fused) for attention in plan.attentions] == [("blocks.0.soft", True)]
+    assert plan.kernels_per_block == {"blocks.0": 4}
+    assert (plan.weights_bytes, plan.scratch_bytes) == (8192, 512)
+
+
+def test_says_that_an_attention_was_not_fused(model: ir.Model) -> None:
+    unfused = [message.replace("_gemm_mha_v2_0", "__softmax") for message in LOG]
+    assert [a.fused for a in read_plan(unfused, model, source="a log", target="SM80").attentions] == [False]
+
+
+def test_refuses_a_log_without_a_layer_list(model: ir.Model) -> None:
+    with pytest.raises(GpusqError, match="no layer list"):
+        read_plan(["nothing"], model, source="a log", target="SM80")

@@ -1,0 +1,79 @@
+"""Every command in the README and in docs/ is run, or is one that another test or CI runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from students.fashion_vit.sample import labelled_images, student_path, teacher_path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# What cannot be run from within a test, and where it runs instead.
+ELSEWHERE = {
+    "git clone https://github.com/gpusq/gpusq && cd gpusq": "it is how this checkout came about; .ci/run clones it again",
+    "make demo": "its command, `gpusq demo`, is run by tests/deploy",
+    "make test": "it is running",
+    "python -m students.fashion_vit train --seed 0": "half an hour; tests/students trains a smaller one",
+}
+
+
+def blocks(language: str) -> list[str]:
+    found = [(page, match) for page in PAGES for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+    return [match["code"] for _, match in found if match["language"] == language]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    for name, path in (
+        ("student.safetensors", student_path()),
+        ("teacher.safetensors", teacher_path()),
+        ("samples.npz", labelled_images()),
+    ):
+        (folder / name).symlink_to(path)
+    return folder
+
+
+def test_every_command_of_the_pages_works(workplace: Path) -> None:
+    commands = [line for code in blocks("bash") for line in code.replace("\\\n", " ").splitlines() if line.strip()]
+    assert len(commands) >= 8
+    for command in commands:
+        if command in ELSEWHERE:
+            continue
+        program, *arguments = shlex.split(command)
+        assert program == "gpusq", f"{command!r} is run by no test"
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy", *arguments], cwd=workplace, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_every_python_example_of_the_pages_works(workplace: Path) -> None:
+    examples = blocks("python")
+    assert examples
+    for code in examples:
+        path = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+        done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, env=path)
+        assert done.returncode == 0, f"{code}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(
+        r"`((?:deploy|exporters|students|profiles|calibration|docs|tests)/[\w/.-]+)`", page.read_text()
+    ):
+        assert (ROOT / name).exists(), name
