@@ -26,6 +26,7 @@ clean:
 	rm -rf $(VENV) demo .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/demo.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); the first time takes minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) '.[export,cpu,rtx]'
 	touch $@

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from profiles.errors import GpusqError
 
 LABEL = "label"
+_SAVEZ = "write it with numpy.savez, without objects"
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,13 @@ def load_samples(path: Path, specs: Mapping[str, InputSpec]) -> Samples:
         raise GpusqError(f"no samples in {path}", hint="give an .npz file, or a folder of them")
     parts = [_read(file, specs) for file in files]
     labels = [part[LABEL] for part in parts if LABEL in part]
+    if labels and len(labels) != len(parts):
+        unlabelled = next(file for file, part in zip(files, parts, strict=True) if LABEL not in part)
+        raise GpusqError(f"{unlabelled} has no labels, other files do", hint=f"add '{LABEL}', or remove it everywhere")
     return Samples(
         inputs={name: np.concatenate([part[name] for part in parts]).astype(np.float32, copy=False) for name in specs},
-        labels=np.concatenate(labels).astype(np.int64, copy=False) if len(labels) == len(parts) else None,
-        source=path.name,
+        labels=np.concatenate(labels).astype(np.int64, copy=False) if labels else None,
+        source=path.resolve().name,
         sha256=_digest(*(file.read_bytes() for file in files)),
     )
 
@@ -72,13 +77,13 @@ def random_samples(specs: Mapping[str, InputSpec], count: int, *, seed: int = 0)
 
 
 def _read(file: Path, specs: Mapping[str, InputSpec]) -> dict[str, npt.NDArray[np.generic]]:
+    if not zipfile.is_zipfile(file):
+        raise GpusqError(f"{file} is no .npz file", hint=_SAVEZ)
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise GpusqError(
-            f"{file} cannot be read as .npz: {error}", hint="write it with numpy.savez, without objects"
-        ) from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise GpusqError(f"{file} cannot be read as .npz: {error}", hint=_SAVEZ) from None
     for name, spec in specs.items():
         if name not in arrays:
             have = ", ".join(sorted(arrays)) or "nothing"
@@ -86,10 +91,13 @@ def _read(file: Path, specs: Mapping[str, InputSpec]) -> dict[str, npt.NDArray[n
                 f"{file} has no array '{name}' (it has {have})", hint="its keys must be the model's inputs"
             )
         arrays[name] = _as_input(file, name, arrays[name], spec)
-    if LABEL in arrays and len(arrays[LABEL]) != len(arrays[next(iter(specs))]):
-        raise GpusqError(
-            f"{file} has {len(arrays[LABEL])} labels for another number of samples", hint="one label a sample"
-        )
+    count, *others = [len(arrays[name]) for name in specs]
+    if any(other != count for other in others):
+        raise GpusqError(f"{file}: its inputs differ in the number of samples", hint="give every input of each sample")
+    if LABEL in arrays and not np.issubdtype(arrays[LABEL].dtype, np.integer):
+        raise GpusqError(f"{file}: '{LABEL}' is {arrays[LABEL].dtype.name}", hint="store the classes as integers")
+    if LABEL in arrays and arrays[LABEL].shape != (count,):
+        raise GpusqError(f"{file} has {arrays[LABEL].size} labels for {count} samples", hint="one label a sample")
     return arrays
 
 

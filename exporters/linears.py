@@ -71,7 +71,8 @@ class Linear:
     @property
     def input_scale(self) -> float | None:
         """Scale of the activation; None where it is not quantized."""
-        return None if self.input_q is None else float(scale_of(self.input_q))
+        scale = None if self.input_q is None else scale_of(self.input_q)
+        return None if scale is None else float(scale)
 
 
 def find_linears(graph: ir.Graph) -> Iterator[Linear]:
@@ -114,11 +115,11 @@ def array_shape(value: ir.Value) -> tuple[int, ...]:
     return tuple(value.const_value.shape.numpy())
 
 
-def scale_of(node: ir.Node) -> npt.NDArray[np.generic]:
-    """The scale of a QuantizeLinear or DequantizeLinear node."""
+def scale_of(node: ir.Node) -> npt.NDArray[np.generic] | None:
+    """The scale of a QuantizeLinear or DequantizeLinear node; None where it is computed in the graph."""
     scale, _ = trace_back(node.inputs[1])
-    assert scale is not None
-    return array_of(scale)
+    constant = None if scale is None else ir.convenience.get_const_tensor(scale)
+    return None if constant is None else np.asarray(constant.numpy())
 
 
 def _type_name(value: ir.Value) -> str:

@@ -14,7 +14,9 @@ import onnx_ir as ir
 
 from exporters.linears import QDQ, array_of, array_shape, find_linears, scale_of, trace_back
 
-_CONTRIB = ("com.microsoft",)
+_CONTRIB = "com.microsoft"
+# The contrib operators that TensorRT-RTX 1.7 parses all the same.
+_PARSED_CONTRIB = frozenset({"Gelu", "MatMulNBits", "MultiHeadAttention"})
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,28 @@ def _zero_point_not_zero(graph: ir.Graph) -> Iterator[str]:
 
 def _scale_not_positive(graph: ir.Graph) -> Iterator[str]:
     for node in _qdq(graph):
-        scale = scale_of(node).astype(np.float64)
-        if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
+        scale = scale_of(node)
+        if scale is not None and not np.all(np.isfinite(scale) & np.greater(scale, 0)):
             yield node.name or ""
+
+
+def _scale_not_constant(graph: ir.Graph) -> Iterator[str]:
+    return (node.name or "" for node in _qdq(graph) if scale_of(node) is None)
 
 
 def _activation_per_channel(graph: ir.Graph) -> Iterator[str]:
     for node in _qdq(graph):
         source, _ = trace_back(node.inputs[0])
-        if source is not None and not source.is_initializer() and scale_of(node).size > 1:
+        scale = scale_of(node)
+        if source is not None and not source.is_initializer() and scale is not None and scale.size > 1:
             yield node.name or ""
 
 
 def _weight_axis(graph: ir.Graph) -> Iterator[str]:
     for linear in find_linears(graph):
         dq = linear.weight_dq
-        if dq is None or scale_of(dq).ndim == 0:
+        scale = None if dq is None else scale_of(dq)
+        if dq is None or scale is None or scale.ndim == 0:
             continue
         rank = len(array_shape(linear.weight))
         if dq.attributes.get_int("axis", 1) % rank == linear.k_axis:
@@ -112,7 +120,9 @@ def _scale_type(graph: ir.Graph) -> Iterator[str]:
 
 
 def _contrib_operator(graph: ir.Graph) -> Iterator[str]:
-    return (node.name or node.op_type for node in graph if node.domain in _CONTRIB)
+    for node in graph:
+        if node.domain == _CONTRIB and node.op_type not in _PARSED_CONTRIB:
+            yield node.name or node.op_type
 
 
 RULES = (
@@ -165,8 +175,14 @@ RULES = (
         _scale_type,
     ),
     Rule(
+        "Q009",
+        "a scale must be a constant: TensorRT leaves a layer with a computed one in float",
+        "fold the computation of the scale, or quantize with trained or calibrated scales",
+        _scale_not_constant,
+    ),
+    Rule(
         "G001",
-        "TensorRT's parser has no onnxruntime contrib operators",
+        "TensorRT's parser lacks this onnxruntime contrib operator",
         "start from the graph before onnxruntime optimized it",
         _contrib_operator,
     ),

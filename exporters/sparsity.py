@@ -50,7 +50,12 @@ def sparsity_of(weight: npt.NDArray[np.generic], k_axis: int, rules: SparseKerne
     if broken:
         share = broken / (weight.size // GROUP)
         return Sparsity(
-            "dense", k_axis, zeros, broken, False, f"{share:.1%} of the groups of four hold more than two values"
+            "dense",
+            k_axis,
+            zeros,
+            broken,
+            False,
+            f"{100 * share:.1f} % of the groups of four hold more than two values",
         )
     reason, eligible = _judge(weight, k, n, rules)
     return Sparsity("2:4", k_axis, zeros, 0, eligible, reason)

@@ -64,13 +64,13 @@ def to_onnx(
             )
     except torch.onnx.OnnxExporterError as error:
         raise GpusqError(
-            f"torch could not export the model: {_last_line(error)}",
+            f"torch could not export the model: {_reason(error)}",
             hint="the model's forward must be traceable by torch.export; run it with -v for the whole report",
         ) from error
     assert program is not None
     model: ir.Model = program.model
     model.graph.name = name
-    model.producer_name = "gpusq"
+    model.producer_name, model.producer_version = "gpusq", None
     _name_by_module(model.graph)
     _strip_exporter_metadata(model)
     return model
@@ -93,9 +93,10 @@ def _quiet() -> Iterator[None]:
             _log.debug("torch.onnx.export said: %s", text)
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    """The first line of the cause: the exporter's own message around it is advice."""
+    cause = error.__cause__ or error
+    return next((line for line in map(str.strip, str(cause).splitlines()) if line), type(cause).__name__)
 
 
 def _name_by_module(graph: ir.Graph) -> None:
@@ -106,7 +107,7 @@ def _name_by_module(graph: ir.Graph) -> None:
         base = f"{module}/{node.op_type}" if module else node.op_type
         taken[base] += 1
         node.name = base if taken[base] == 1 else f"{base}_{taken[base]}"
-        _name_weight(node, module)
+        _name_weight(graph, node, module)
     for node in graph:
         for index, value in enumerate(node.outputs):
             if not value.is_graph_output():
@@ -119,13 +120,14 @@ def _module_of(node: ir.Node) -> str:
     return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
-def _name_weight(node: ir.Node, module: str) -> None:
-    """Give a linear layer's transposed weight its name back, unless two layers share the initializer."""
+def _name_weight(graph: ir.Graph, node: ir.Node, module: str) -> None:
+    """Give a linear layer's transposed weight its name back, unless it is shared or still stands there as well."""
     if node.op_type not in ("MatMul", "Gemm") or not module:
         return
-    weight = node.inputs[1]
-    if weight is not None and weight.is_initializer() and len(weight.uses()) == 1:
-        weight.name = f"{module}.weight"
+    weight, name = node.inputs[1], f"{module}.weight"
+    if weight is None or not weight.is_initializer() or len(weight.uses()) > 1 or name in graph.initializers:
+        return
+    weight.name = name
 
 
 def _strip_exporter_metadata(model: ir.Model) -> None:

@@ -7,6 +7,7 @@ missing figure and a misspelt name are each one error that names the file and th
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -113,12 +114,14 @@ def _read(path: Path) -> Device:
         raise GpusqError(f"no such file: {path}", hint="give the path of a device profile in TOML, or a profile's name")
     try:
         fields: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Device.model_validate({"name": path.stem, **fields})
+        if "name" in fields:
+            raise GpusqError(f"{path}: name: a profile is called after its file", hint="remove the key, or use 'title'")
+        return Device.model_validate_json(json.dumps({"name": path.stem, **fields}, default=str), strict=True)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise GpusqError(f"{path} is not TOML: {error}", hint="compare it with `gpusq profiles a100 --json`") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise GpusqError(
-            f"{path}: {key}: {first['msg'].lower()}", hint="profiles/device.py describes each key"
+            f"{path}: {key}: {first['msg'][:1].lower()}{first['msg'][1:]}", hint="profiles/device.py describes each key"
         ) from None

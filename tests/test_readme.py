@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.MULT
 
 # What cannot be run from within a test, and where it runs instead.
 ELSEWHERE = {
-    "git clone https://github.com/gpusq/gpusq && cd gpusq": "it is how this checkout came about; .ci/run clones it again",
+    "git clone https://github.com/gpusq/gpusq && cd gpusq": "it is how this checkout came about",
     "make demo": "its command, `gpusq demo`, is run by tests/deploy",
     "make test": "it is running",
     "python -m students.fashion_vit train --seed 0": "half an hour; tests/students trains a smaller one",

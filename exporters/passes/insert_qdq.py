@@ -9,13 +9,13 @@
 The rules of TensorRT's explicit quantization that this keeps: symmetric with an explicit int8 zero-point (without one,
 ONNX means uint8), per-tensor activations, one weight scale per output channel, no Transpose between the INT8 constant
 and its DQ (the integers are stored as the node reads them), the bias untouched. Linear outputs, residual adds,
-attention and LayerNorm stay in high precision. Where several layers read one tensor with one scale, they share its Q and
-each has a DQ of its own.
+attention and LayerNorm stay in high precision. Where several layers read one tensor with one scale, they share its Q
+and each has a DQ of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,31 +53,42 @@ class InsertQdq:
         """Insert the pairs.
 
         Raises:
-            GpusqError: a layer with trained scales is not in the graph; its scales would be lost.
+            GpusqError: a layer with trained scales is not in the graph, or has another shape there.
         """
+        linears = list(find_linears(model.graph))
+        self._check(linears)
         inserter = Inserter(model.graph)
         quantized: dict[tuple[ir.Value, bytes], ir.Value] = {}
-        done: set[str] = set()
         changed, left = 0, []
-        for linear in list(find_linears(model.graph)):
+        for linear in linears:
             layer = self.layers.get(linear.module)
             if layer is None:
                 left.append(LeftAlone(linear.module, "it has no trained scales"))
                 continue
-            done.add(linear.module)
             if linear.weight_dq is not None:
                 left.append(LeftAlone(linear.module, "it has Q/DQ already"))
                 continue
             _quantize(linear, layer, inserter, quantized)
             changed += 1
-        if lost := sorted(self.layers.keys() - done):
-            raise GpusqError(
-                f"the exported graph has no linear layer {lost[0]!r}"
-                + (f" and {len(lost) - 1} more" if lost[1:] else ""),
-                hint="its trained scales would be lost: they may only belong to an nn.Linear that the forward uses",
-            )
         drop_unused_initializers(model.graph)
         return Outcome("insert Q/DQ", changed, tuple(left))
+
+    def _check(self, linears: Sequence[Linear]) -> None:
+        """Every trained layer must be in the graph and fit it, before anything is edited."""
+        if lost := sorted(self.layers.keys() - {linear.module for linear in linears}):
+            more = f" and {len(lost) - 1} more" if lost[1:] else ""
+            raise GpusqError(
+                f"the exported graph has no linear layer {lost[0]!r}{more}",
+                hint="its trained scales would be lost: they may only belong to an nn.Linear that the forward uses",
+            )
+        for linear in linears:
+            layer = self.layers.get(linear.module)
+            if layer is not None and layer.weight.shape != (linear.n, linear.k):
+                raise GpusqError(
+                    f"layer {linear.module!r} is {linear.n}×{linear.k} in the graph, its trained weight "
+                    f"{'×'.join(map(str, layer.weight.shape))}",
+                    hint="the checkpoint belongs to another architecture",
+                )
 
 
 def _quantize(

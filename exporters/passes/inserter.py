@@ -18,7 +18,7 @@ class Inserter:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self._taken = {node.name for node in graph} | set(graph.initializers)
+        self._taken = {node.name for node in graph} | set(graph.initializers) | {value.name for value in graph.inputs}
 
     def node(
         self,

@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.linears import array_of
-from exporters.passes.inserter import Inserter
+from exporters.passes.inserter import Inserter, drop_unused_initializers
 from exporters.passes.outcome import LeftAlone, Outcome
 from exporters.to_onnx import MODULE_KEY
 
@@ -43,6 +43,8 @@ class LowerAttention:
                 continue
             _Lowering(node, inserter).run()
             changed += 1
+        if changed:
+            drop_unused_initializers(model.graph)
         return Outcome("lower attention", changed, tuple(left))
 
 
@@ -52,7 +54,7 @@ def _why_not(node: ir.Node) -> str:
     softcap = node.attributes.get("softcap")
     if node.attributes.get_int("is_causal", 0) or (softcap is not None and softcap.as_float()):
         return "it is causal or has a soft cap"
-    if any(value.uses() for value in node.outputs[1:]):
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         return "its second output is read"
     shapes = [value.shape for value in node.inputs[:3] if value is not None]
     if any(shape is None or len(shape) != 4 for shape in shapes) or not isinstance(shapes[0][3], int):  # type: ignore[index]
@@ -125,7 +127,7 @@ class _Lowering:
 
 
 def _packed(qkv: Sequence[ir.Value]) -> ir.Value | None:
-    """The tensor [3, batch, heads, tokens, head size] whose slices along axis 0 are q, k and v; None if there is none."""
+    """The tensor [3, batch, heads, tokens, head size] whose slices along axis 0 are q, k and v, or None."""
     sources = [_slice_source(value, index) for index, value in enumerate(qkv)]
     packed = sources[0]
     if packed is None or any(source is not packed for source in sources):

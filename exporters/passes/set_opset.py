@@ -1,7 +1,8 @@
 """Declare the opset that the target's parser takes, after proving that every operator exists there unchanged.
 
-Nothing is rewritten: an operator fits if the target opset has it and knows each attribute that the node uses. What a
-newer version of an operator added, types and attributes with defaults, a graph that does not use it does not miss.
+Nothing is rewritten: an operator fits if the target opset has it and knows each attribute and input that the node uses.
+What a newer version of an operator added, types and attributes with defaults, a graph that does not use it does not
+miss.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from exporters.passes.outcome import Outcome
 from profiles.errors import GpusqError
 
 # The IR version that came with each opset (onnx/docs/Versioning.md).
-_IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+_IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SetOpset:
         """Set it.
 
         Raises:
-            GpusqError: an operator or an attribute does not exist at that opset.
+            GpusqError: an operator, an attribute or an input does not exist at that opset.
         """
         before = model.opset_imports.get("", 0)
         if before == self.opset:
@@ -49,4 +50,10 @@ class SetOpset:
         if unknown := [name for name in node.attributes if name not in schema.attributes]:
             raise GpusqError(
                 f"{node.name}: {node.op_type} has no attribute {unknown[0]!r} at opset {self.opset}", hint=hint
+            )
+        if len(node.inputs) > schema.max_input:
+            raise GpusqError(
+                f"{node.name}: {node.op_type} has {len(node.inputs)} inputs, at opset {self.opset} at most "
+                f"{schema.max_input}",
+                hint=hint,
             )

@@ -13,6 +13,7 @@ float32 one it writes Float, twice the bytes. So train with scales that float16 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,12 +40,15 @@ class TypeFloat16:
             GpusqError: a constant is beyond the range of float16.
         """
         graph = model.graph
-        wide_scales = {value for node in graph if node.op_type in QDQ for value in _inexact_scale(node)}
-        changed = sum(_type_constant(value) for value in list(graph.initializers.values()) if value not in wide_scales)
-        if changed:
+        wide_scales = dict.fromkeys(value for node in graph if node.op_type in QDQ for value in _inexact_scale(node))
+        constants = [value for value in graph.initializers.values() if value.dtype == _F32 and value not in wide_scales]
+        inputs = [value for value in graph.inputs if value.dtype == _F32 and not _is_cast_only(value)]
+        if changed := len(constants) + len(inputs):
+            for value in constants:
+                _type_constant(value)
             _type_tensors(graph)
             inserter = Inserter(graph)
-            _cast_inputs_and_outputs(graph, inserter)
+            _cast_inputs_and_outputs(graph, inserter, inputs)
             _cast_around_wide_scales(graph, inserter, wide_scales)
         why = "it is no float16 number: kept in float32, and its GEMM writes Float, not Half"
         return Outcome("type float16", changed, tuple(LeftAlone(value.name or "", why) for value in wide_scales))
@@ -52,7 +56,8 @@ class TypeFloat16:
 
 def _inexact_scale(node: ir.Node) -> list[ir.Value]:
     scale, _ = trace_back(node.inputs[1])
-    assert scale is not None
+    if scale is None or scale.const_value is None:
+        return []
     array = array_of(scale)
     return [] if array.dtype == np.float16 or _is_exact(array) else [scale]
 
@@ -62,19 +67,21 @@ def _is_exact(array: npt.NDArray[np.generic]) -> bool:
         return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
 
 
-def _type_constant(value: ir.Value) -> bool:
-    if value.dtype != _F32:
-        return False
+def _is_cast_only(value: ir.Value) -> bool:
+    return all(node.op_type == "Cast" for node, _ in value.uses())
+
+
+def _type_constant(value: ir.Value) -> None:
     array = array_of(value)
-    if array.size and float(np.abs(array).max()) > float(np.finfo(np.float16).max):
+    largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))
+    if largest > float(np.finfo(np.float16).max):
         raise GpusqError(
-            f"constant {value.name!r} holds {float(np.abs(array).max()):g}, beyond the range of float16",
+            f"constant {value.name!r} holds {largest:g}, beyond the range of float16",
             hint="convert with --precision fp32",
         )
     value.const_value = ir.tensor(array.astype(np.float16), name=value.name)
     # A new type, since clones of a model share their types.
     value.type = ir.TensorType(_F16)
-    return True
 
 
 def _type_tensors(graph: ir.Graph) -> None:
@@ -86,8 +93,8 @@ def _type_tensors(graph: ir.Graph) -> None:
                 value.type = ir.TensorType(_F16)
 
 
-def _cast_inputs_and_outputs(graph: ir.Graph, inserter: Inserter) -> None:
-    for value in [value for value in graph.inputs if value.dtype == _F32]:
+def _cast_inputs_and_outputs(graph: ir.Graph, inserter: Inserter, inputs: Sequence[ir.Value]) -> None:
+    for value in inputs:
         uses = list(value.uses())
         cast = inserter.node(
             "Cast", [value], dtype=_F16, module="", attributes={"to": int(_F16)}, before=graph[0], shape=value.shape
@@ -103,7 +110,7 @@ def _cast_inputs_and_outputs(graph: ir.Graph, inserter: Inserter) -> None:
         graph.outputs[index] = cast
 
 
-def _cast_around_wide_scales(graph: ir.Graph, inserter: Inserter, wide_scales: set[ir.Value]) -> None:
+def _cast_around_wide_scales(graph: ir.Graph, inserter: Inserter, wide_scales: Collection[ir.Value]) -> None:
     for node in [node for node in graph if node.op_type in QDQ and node.inputs[1] in wide_scales]:
         module = node.metadata_props.get(MODULE_KEY, "")
         if node.op_type == "QuantizeLinear":
@@ -117,13 +124,14 @@ def _cast_around_wide_scales(graph: ir.Graph, inserter: Inserter, wide_scales: s
         output = node.outputs[0]
         output.type = ir.TensorType(_F32)
         uses = list(output.uses())
+        users = {user for user, _ in uses}
         narrow = inserter.node(
             "Cast",
             [output],
             dtype=_F16,
             module=module,
             attributes={"to": int(_F16)},
-            before=uses[0][0],
+            before=next((user for user in graph if user in users), None),
             shape=output.shape,
         )
         for user, index in uses:

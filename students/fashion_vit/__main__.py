@@ -37,7 +37,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--seed", type=int, required=True, help="Seeds the weights, the order and the augmentation.")
-@click.option("--threads", type=int, default=1, show_default=True, help="CPU threads; the result depends on it.")
+@click.option("--threads", type=int, default=2, show_default=True, help="CPU threads; the result depends on it.")
 @click.option("--epochs", type=int, nargs=3, help="Epochs of the three stages, where not the recipe's own.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: build/fashion-vit-SEED]")
 @dataset_option

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from exporters.passes.annotate_sparsity import KEY, AnnotateSparsity
+from exporters.passes.outcome import LeftAlone
+from profiles.device import Alignment, SparseKernels
+
+Run = Callable[..., npt.NDArray[np.float32]]
+ANY_SIZE = Alignment(k=4, n=1)
+RULES = SparseKernels(int8=ANY_SIZE, float16=ANY_SIZE, source="this test", int8_needs_int8_output=False)
+
+TWO_LAYERS = """
+    <ir_version: 11, opset_import: ["": 23]>
+    g (float[N,4] x) => (float[N,2] y)
+    <float[4,4] w1 = {1, 0, 5, 0, 0, 2, 6, 0, 3, 0, 7, 1, 0, 4, 0, 1}, float[2,4] w2 = {1, 0, 0, 2, 0, 0, 3, 0}>
+    {
+        [dense] t = MatMul(x, w1)
+        [pruned] y = Gemm<transB=1>(t, w2)
+    }
+"""
+INT8_WEIGHT = """
+    <ir_version: 11, opset_import: ["": 23]>
+    g (float[N,4] x) => (float[N,1] y)
+    <int8[4,1] w = {1, 0, 0, -2}, float[1] s = {0.5}, int8[1] z = {0}>
+    {
+        [dq] wd = DequantizeLinear<axis=1>(w, s, z)
+        [fc] y = MatMul(x, wd)
+    }
+"""
+
+
+def annotations_of(model: ir.Model) -> dict[str, dict[str, str]]:
+    """Node → its annotations, `gpusq.sparsity` left out of their names."""
+    return {
+        node.name or "": {key.removeprefix(KEY).lstrip("."): value for key, value in node.metadata_props.items()}
+        for node in model.graph
+    }
+
+
+def test_annotates_each_linear_layer_along_its_k() -> None:
+    model = ir.from_onnx_text(TWO_LAYERS)
+    outcome = AnnotateSparsity(None)(model)
+    assert (outcome.name, outcome.changed) == ("annotate sparsity", 2)
+    found = annotations_of(model)
+    assert found["pruned"] == {
+        "": "2:4",
+        "axis": "1",
+        "eligible": "false",
+        "reason": "this runtime has no 2:4 kernels",
+    }
+    assert (found["dense"][""], found["dense"]["axis"], found["dense"]["eligible"]) == ("dense", "0", "false")
+
+
+def test_leaves_the_dense_ones_alone_and_says_why() -> None:
+    outcome = AnnotateSparsity(RULES)(ir.from_onnx_text(TWO_LAYERS))
+    assert outcome.left_alone == (LeftAlone("dense", "25.0 % of the groups of four hold more than two values"),)
+
+
+def test_judges_the_stored_integers_behind_a_dq() -> None:
+    model = ir.from_onnx_text(INT8_WEIGHT)
+    AnnotateSparsity(RULES)(model)
+    assert annotations_of(model) == {"dq": {}, "fc": {"": "2:4", "axis": "0", "eligible": "true"}}
+
+
+def test_replaces_what_another_target_was_told() -> None:
+    model = ir.from_onnx_text(INT8_WEIGHT)
+    AnnotateSparsity(None)(model)
+    assert AnnotateSparsity(RULES)(model).changed == 1
+    assert annotations_of(model)["fc"] == {"": "2:4", "axis": "0", "eligible": "true"}
+
+
+def test_keeps_other_metadata() -> None:
+    model = ir.from_onnx_text(INT8_WEIGHT)
+    model.graph[1].metadata_props["gpusq.module"] = "blocks.0.fc"
+    AnnotateSparsity(RULES)(model)
+    assert model.graph[1].metadata_props["gpusq.module"] == "blocks.0.fc"
+
+
+def test_same_numbers_bit_for_bit(run: Run) -> None:
+    model = ir.from_onnx_text(TWO_LAYERS)
+    x = np.random.default_rng(0).standard_normal((8, 4), np.float32)
+    before = run(model, x=x)
+    AnnotateSparsity(RULES)(model)
+    assert np.array_equal(run(model, x=x), before)
+
+
+def test_a_second_run_changes_nothing() -> None:
+    model = ir.from_onnx_text(TWO_LAYERS)
+    first = AnnotateSparsity(RULES)(model)
+    before = ir.to_proto(model)
+    second = AnnotateSparsity(RULES)(model)
+    assert (second.changed, second.left_alone) == (0, first.left_alone)
+    assert ir.to_proto(model) == before

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+
+from exporters.linears import array_of
+from exporters.passes.lower_attention import LowerAttention
+from exporters.passes.outcome import LeftAlone
+from exporters.to_onnx import MODULE_KEY
+
+Run = Callable[..., npt.NDArray[np.float32]]
+
+SEPARATE = """
+    <ir_version: 11, opset_import: ["": 23]>
+    g (float[N,2,4,8] q, float[N,2,6,8] k, float[N,2,6,8] v) => (float[N,2,4,8] y)
+    { [mix] y = Attention(q, k, v) }
+"""
+PACKED = """
+    <ir_version: 11, opset_import: ["": 23]>
+    g (float[3,N,2,4,8] qkv) => (float[N,2,4,8] y)
+    <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] three = {3},
+     float[N,2,4,8] q, float[N,2,4,8] k, float[N,2,4,8] v>
+    {
+        [cut_q] q1 = Slice(qkv, zero, one, zero)
+        [cut_k] k1 = Slice(qkv, one, two, zero)
+        [cut_v] v1 = Slice(qkv, two, three, zero)
+        [q] q = Squeeze(q1, zero)
+        [k] k = Squeeze(k1, zero)
+        [v] v = Squeeze(v1, zero)
+        [mix] y = Attention(q, k, v)
+    }
+"""
+SWAPPED = PACKED.replace("Attention(q, k, v)", "Attention(k, q, v)")
+GENERAL_FORM = ["Mul", "Transpose", "MatMul", "Softmax", "MatMul"]
+PACKED_FORM = ["Reshape", "Split", *GENERAL_FORM, "Reshape"]
+
+
+def op_types(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def random_inputs(model: ir.Model) -> dict[str, npt.NDArray[np.float32]]:
+    """Normal values for every input, with a batch of 5."""
+    random = np.random.default_rng(0)
+    inputs = {}
+    for value in model.graph.inputs:
+        assert value.shape is not None
+        shape = [dim if isinstance(dim, int) else 5 for dim in value.shape]
+        inputs[value.name or ""] = random.standard_normal(shape, np.float32)
+    return inputs
+
+
+def test_writes_it_as_matmul_softmax_matmul() -> None:
+    model = ir.from_onnx_text(SEPARATE)
+    outcome = LowerAttention()(model)
+    assert (outcome.name, outcome.changed, outcome.left_alone) == ("lower attention", 1, ())
+    assert op_types(model) == GENERAL_FORM
+
+
+def test_takes_a_packed_qkv_apart_with_a_split_and_leaves_no_slice() -> None:
+    model = ir.from_onnx_text(PACKED)
+    assert LowerAttention()(model).changed == 1
+    assert op_types(model) == PACKED_FORM
+    assert not {"zero", "one", "two", "three"} & set(model.graph.initializers)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SWAPPED,
+        PACKED.replace("one, two, zero)", "one, two, zero, one)"),
+        PACKED.replace("qkv) =>", "qkv, int64[1] end) =>").replace("two, three, zero)", "two, end, zero)"),
+        PACKED.replace("3,N,2,4,8", "3,N,H,4,8"),
+    ],
+    ids=["another order", "with steps", "a bound that is no constant", "unknown heads"],
+)
+def test_slices_that_are_not_q_k_v_of_one_known_tensor_are_kept(text: str) -> None:
+    model = ir.from_onnx_text(text)
+    assert LowerAttention()(model).changed == 1
+    assert op_types(model) == ["Slice"] * 3 + ["Squeeze"] * 3 + GENERAL_FORM
+
+
+def test_a_slice_that_something_else_reads_is_kept() -> None:
+    model = ir.from_onnx_text(
+        PACKED.replace("=> (float[N,2,4,8] y)", "=> (float[N,2,4,8] y, float[N,2,4,8] r)").replace(
+            "[mix]", "[other] r = Relu(q)\n[mix]"
+        )
+    )
+    assert LowerAttention()(model).changed == 1
+    assert op_types(model).count("Slice") == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [SEPARATE, PACKED, SWAPPED, SEPARATE.replace("Attention(", "Attention<scale=0.3>("), PACKED.replace("N", "5")],
+    ids=["separate", "packed", "swapped", "own scale", "fixed batch"],
+)
+def test_same_numbers(text: str, run: Run) -> None:
+    model = ir.from_onnx_text(text)
+    inputs = random_inputs(model)
+    before = run(model, **inputs)
+    LowerAttention()(model)
+    assert np.abs(run(model, **inputs) - before).max() <= 1e-5
+
+
+def test_multiplies_the_scale_into_q_and_not_into_the_product() -> None:
+    model = ir.from_onnx_text(SEPARATE)
+    LowerAttention()(model)
+    scale = next(node for node in model.graph if node.op_type == "Mul")
+    q, factor = scale.inputs
+    assert q is model.graph.inputs[0]
+    assert factor is not None
+    assert array_of(factor) == np.float32(8**-0.5)
+
+
+def test_keeps_the_name_of_the_output_and_the_module() -> None:
+    model = ir.from_onnx_text(PACKED)
+    list(model.graph)[-1].metadata_props[MODULE_KEY] = "blocks.0.attn"
+    LowerAttention()(model)
+    assert [value.name for value in model.graph.outputs] == ["y"]
+    assert {node.metadata_props[MODULE_KEY] for node in model.graph} == {"blocks.0.attn"}
+    assert "blocks.0.attn/Softmax" in [node.name for node in model.graph]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (SEPARATE.replace("v)", "v, float[4,6] m)", 1).replace("k, v)", "k, v, m)"), "it has a mask or"),
+        (SEPARATE.replace("Attention(", "Attention<is_causal=1>("), "it is causal or"),
+        (SEPARATE.replace("Attention(", "Attention<softcap=2.0>("), "has a soft cap"),
+        (SEPARATE.replace("2,6,8", "1,6,8"), "its query heads share key heads"),
+        (SEPARATE.replace("2,4,8", "2,4,D").replace("2,6,8", "2,6,D"), "not 4-D with a known head size"),
+        (
+            SEPARATE.replace("N,2,4,8", "N,4,16").replace("N,2,6,8", "N,6,16"),
+            "its inputs are not 4-D",
+        ),
+    ],
+    ids=["mask", "causal", "soft cap", "shared heads", "unknown head size", "3-D"],
+)
+def test_leaves_what_is_no_plain_self_attention_alone_and_says_why(text: str, why: str) -> None:
+    model = ir.from_onnx_text(text)
+    outcome = LowerAttention()(model)
+    assert outcome.changed == 0
+    (left,) = outcome.left_alone
+    assert left.where == "mix"
+    assert why in left.why
+    assert op_types(model) == ["Attention"]
+
+
+@pytest.mark.parametrize(("read", "output"), [("present", "r"), ("q", "present")], ids=["by a node", "as an output"])
+def test_leaves_one_whose_present_key_is_read_alone(read: str, output: str) -> None:
+    text = """
+        <ir_version: 11, opset_import: ["": 23]>
+        g (float[N,2,4,8] q, float[N,2,6,8] k, float[N,2,6,8] v) => (float[N,2,4,8] y, float[N,2,6,8] OUTPUT)
+        {
+            [mix] y, present = Attention(q, k, v)
+            [other] r = Relu(READ)
+        }
+    """
+    model = ir.from_onnx_text(text.replace("OUTPUT", output).replace("READ", read))
+    assert LowerAttention()(model).left_alone == (LeftAlone("mix", "its second output is read"),)
+
+
+def test_an_attention_of_another_domain_is_not_ours() -> None:
+    model = ir.from_onnx_text(
+        SEPARATE.replace('"": 23', '"": 23, "com.microsoft": 1').replace("= Attention", "= com.microsoft.Attention")
+    )
+    assert (LowerAttention()(model).changed, op_types(model)) == (0, ["Attention"])
+
+
+@pytest.mark.parametrize("text", [SEPARATE, PACKED, SWAPPED])
+def test_a_second_run_changes_nothing(text: str) -> None:
+    model = ir.from_onnx_text(text)
+    LowerAttention()(model)
+    before = ir.to_proto(model)
+    assert LowerAttention()(model).changed == 0
+    assert ir.to_proto(model) == before
