@@ -6,7 +6,9 @@ fast kernels add pairs of products in 16 bits and saturate, and the student answ
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ def open_session(model: Path, *, threads: int | None = None, optimized_path: Pat
         model: an ONNX file.
         threads: intra-op threads; None takes every core this process may use.
         optimized_path: where to write the optimized model; None writes none.
+
+    Raises:
+        OSError: the disk had no room for the optimized model.
     """
     import onnxruntime
 
@@ -47,7 +52,13 @@ def open_session(model: Path, *, threads: int | None = None, optimized_path: Pat
     options.add_session_config_entry(*_EXACT_INT8)
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
-    return onnxruntime.InferenceSession(str(model), options, providers=PROVIDERS)
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=PROVIDERS)
+    except Exception as error:
+        # onnxruntime says "Protobuf serialization failed" when the disk is full.
+        if optimized_path is not None and shutil.disk_usage(optimized_path.parent).free < model.stat().st_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(optimized_path)) from error
+        raise
 
 
 def runtime_version() -> str:

@@ -77,14 +77,13 @@ def test_bad_checkpoint_is_one_error_with_a_hint_and_leaves_nothing(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB, too small for a bundle."""
+@pytest.fixture(params=["256k", "700k"])
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system that is full before the model is written, or between the model and its engine."""
     mount = tmp_path / "disk"
     mount.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, text=True, check=False
-    )
+    arguments = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(mount)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
     yield mount
