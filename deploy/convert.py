@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from calibration.samples import Samples, load_samples, random_samples
 from deploy import bench, environment, verify
@@ -29,25 +29,22 @@ from exporters.surgery import Target, surgery
 from exporters.to_onnx import to_onnx
 from profiles.device import Device, FloatType, load_device
 from profiles.errors import GpusqError
+from profiles.record import Record
 
 Precision = Literal["auto", "fp32", "fp16", "int8"]
 RANDOM_SAMPLES = 64
 SCHEMA = 1
 
 
-class BundleResult(BaseModel):
+class BundleResult(Record):
     """A bundle that was written."""
-
-    model_config = ConfigDict(frozen=True)
 
     path: Path
     manifest: Manifest
 
 
-class Conversion(BaseModel):
+class Conversion(Record):
     """What `convert` did; the same is printed by `gpusq convert --json`."""
-
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
     bundles: tuple[BundleResult, ...]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deploy import environment, tensorrt_api
 from deploy.text_table import text_table
+from profiles.record import Record
 
 SCHEMA = 1
 
@@ -22,10 +23,8 @@ class Ability:
     how: str
 
 
-class Diagnosis(BaseModel):
+class Diagnosis(Record):
     """What `gpusq doctor` found."""
-
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
     host: dict[str, str]

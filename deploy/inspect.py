@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deploy.build import MODEL_FILE
 from deploy.layers import layers_of, sizes_of, summary
@@ -14,6 +14,7 @@ from deploy.manifest import Layer, Sizes, is_bundle, read_manifest
 from deploy.text_table import text_table
 from profiles.device import load_device
 from profiles.errors import GpusqError
+from profiles.record import Record
 
 SCHEMA = 1
 _HEADING = (
@@ -30,10 +31,8 @@ _HEADING = (
 )
 
 
-class Inspection(BaseModel):
+class Inspection(Record):
     """The linear layers of a model, and the bytes of its weights."""
-
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
     model: str

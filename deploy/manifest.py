@@ -10,28 +10,25 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from exporters.passes.outcome import Outcome
 from exporters.sparsity import Sparsity
 from profiles.errors import GpusqError
+from profiles.record import Record, first_problem
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileEntry(_Strict):
+class FileEntry(Record):
     """A file of the bundle."""
 
     sha256: str
     bytes: int
 
 
-class Source(_Strict):
+class Source(Record):
     """The checkpoint that a model came from."""
 
     file: str = Field(description="The file's name, without its folder.")
@@ -41,7 +38,7 @@ class Source(_Strict):
     card: dict[str, Any] = Field(description="What the training wrote about itself.")
 
 
-class Layer(_Strict):
+class Layer(Record):
     """One linear layer of `model.onnx`."""
 
     module: str
@@ -55,7 +52,7 @@ class Layer(_Strict):
     sparsity: Sparsity
 
 
-class Sizes(_Strict):
+class Sizes(Record):
     """Bytes of the linear layers' weights, computed from the real tensors.
 
     `compressed` stores a 2:4 group as two values and two 2-bit indices (GPUSQ-ViT, section 3.1) and a dense weight as
@@ -71,7 +68,7 @@ class Sizes(_Strict):
     total_ratio: float
 
 
-class Kernel(_Strict):
+class Kernel(Record):
     """One compiled kernel."""
 
     name: str
@@ -80,14 +77,14 @@ class Kernel(_Strict):
     modules: tuple[str, ...] = Field(description="The modules whose operators it computes.")
 
 
-class BlockAttention(_Strict):
+class BlockAttention(Record):
     """Whether one attention became one kernel."""
 
     module: str
     fused: bool
 
 
-class Plan(_Strict):
+class Plan(Record):
     """The compiled kernels, read back from the compiler."""
 
     source: str
@@ -102,7 +99,7 @@ class Plan(_Strict):
     scratch_bytes: int | None = None
 
 
-class Engine(_Strict):
+class Engine(Record):
     """An engine in the bundle."""
 
     file: str
@@ -113,7 +110,7 @@ class Engine(_Strict):
     note: str
 
 
-class Missing(_Strict):
+class Missing(Record):
     """A step that this host could not do, and how to do it."""
 
     what: str
@@ -121,7 +118,7 @@ class Missing(_Strict):
     how: str
 
 
-class Verification(_Strict):
+class Verification(Record):
     """`model.onnx` on onnxruntime against the PyTorch student, on the same samples."""
 
     origin: Literal["verified"] = "verified"
@@ -136,7 +133,7 @@ class Verification(_Strict):
     max_abs_difference: float = Field(description="Largest difference between two logits.")
 
 
-class Interval(_Strict):
+class Interval(Record):
     """A figure with its 95 % bootstrap interval."""
 
     value: float
@@ -144,7 +141,7 @@ class Interval(_Strict):
     high: float
 
 
-class Timing(_Strict):
+class Timing(Record):
     """Latency of one model, in milliseconds."""
 
     name: str
@@ -153,7 +150,7 @@ class Timing(_Strict):
     p99_ms: Interval
 
 
-class Measurement(_Strict):
+class Measurement(Record):
     """Latency of the student beside its baseline, interleaved in one process."""
 
     origin: Literal["measured"] = "measured"
@@ -169,7 +166,7 @@ class Measurement(_Strict):
     raw: str = Field(description="The bundle's file that holds every sample.")
 
 
-class Prediction(_Strict):
+class Prediction(Record):
     """A figure that was computed, not measured."""
 
     origin: Literal["predicted"] = "predicted"
@@ -179,7 +176,7 @@ class Prediction(_Strict):
     how: str
 
 
-class Manifest(_Strict):
+class Manifest(Record):
     """Everything that is known about a bundle."""
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
@@ -206,8 +203,6 @@ class Manifest(_Strict):
     predicted: tuple[Prediction, ...] = ()
     files: dict[str, FileEntry]
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
     def to_json(self) -> str:
         """Return the manifest as JSON text, keys in the order of this class."""
         return self.model_dump_json(indent=2, by_alias=True) + "\n"
@@ -215,11 +210,7 @@ class Manifest(_Strict):
 
 def is_bundle(folder: Path) -> bool:
     """Whether gpusq wrote `folder`, this release or another."""
-    try:
-        fields = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(fields, dict) and {"schema", "gpusq", "profile"} <= fields.keys()
+    return _schema_of(folder / FILE_NAME) is not None
 
 
 def read_manifest(bundle: Path) -> Manifest:
@@ -229,13 +220,25 @@ def read_manifest(bundle: Path) -> Manifest:
         GpusqError: there is none, it is damaged, or a newer gpusq wrote it.
     """
     path = bundle / FILE_NAME
-    if not path.is_file():
+    schema = _schema_of(path)
+    if schema is None:
         raise GpusqError(f"{bundle} is not a bundle: it has no {FILE_NAME}", hint="`gpusq convert` writes bundles")
+    if schema > SCHEMA:
+        raise GpusqError(f"{path} has schema {schema}, this gpusq reads {SCHEMA}", hint="update gpusq")
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
         raise GpusqError(
-            f"{path}: {key}: {first['msg']}", hint="it is damaged or from another release: convert the checkpoint again"
+            f"{path}: {first_problem(error)}", hint="it was changed: convert the checkpoint again"
         ) from None
+
+
+def _schema_of(path: Path) -> int | None:
+    """The schema of a manifest of gpusq's; None for anything else."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(fields, dict) or not {"schema", "gpusq", "profile"} <= fields.keys():
+        return None
+    return fields["schema"] if isinstance(fields["schema"], int) else None

@@ -14,9 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from profiles.errors import GpusqError
+from profiles.record import Record, first_problem
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,11 +31,7 @@ FloatType = Literal["float32", "float16"]
 AttentionForm = Literal["op", "matmul"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AheadOfTime(_Strict):
+class AheadOfTime(Record):
     """The TensorRT-RTX target that compiles for this device on a machine without a GPU."""
 
     compute_capability: str = Field(pattern=r"^SM\d+$")
@@ -44,14 +41,14 @@ class AheadOfTime(_Strict):
     source: str
 
 
-class Alignment(_Strict):
+class Alignment(Record):
     """What a weight's K and N must be multiples of before a sparse kernel takes it."""
 
     k: int = Field(gt=0)
     n: int = Field(gt=0)
 
 
-class SparseKernels(_Strict):
+class SparseKernels(Record):
     """The rules of the 2:4 kernels: one alignment per weight type, and what the builder asks besides."""
 
     int8: Alignment
@@ -60,7 +57,7 @@ class SparseKernels(_Strict):
     int8_needs_int8_output: bool = Field(description="Whether a sparse INT8 GEMM is chosen only if its output is INT8.")
 
 
-class OnnxTarget(_Strict):
+class OnnxTarget(Record):
     """The ONNX that the device's parser takes."""
 
     opset: int = Field(ge=13)
@@ -69,7 +66,7 @@ class OnnxTarget(_Strict):
     source: str
 
 
-class Device(_Strict):
+class Device(Record):
     """One device profile; see `profiles/devices/*.toml`."""
 
     name: str
@@ -120,8 +117,4 @@ def _read(path: Path) -> Device:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise GpusqError(f"{path} is not TOML: {error}", hint="compare it with `gpusq profiles a100 --json`") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise GpusqError(
-            f"{path}: {key}: {first['msg'][:1].lower()}{first['msg'][1:]}", hint="profiles/device.py describes each key"
-        ) from None
+        raise GpusqError(f"{path}: {first_problem(error)}", hint="profiles/device.py describes each key") from None

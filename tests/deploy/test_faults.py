@@ -152,14 +152,23 @@ def test_changed_file_in_a_bundle_is_found_before_it_is_built_on(bundles: dict[s
     assert "model.onnx is not the file that the manifest names" in done.stderr
 
 
-def test_newer_manifest_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": 2, "from_the_future": 1}, "has schema 2, this gpusq reads 1"),
+        ({"profil": 1}, "profil: extra inputs"),
+    ],
+)
+def test_newer_or_changed_manifest_is_refused(
+    bundles: dict[str, Path], tmp_path: Path, change: dict[str, int], words: str
+) -> None:
     bundle = tmp_path / "a100"
     shutil.copytree(bundles["a100"], bundle)
     fields = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").write_text(json.dumps({**fields, "from_the_future": 1}))
+    (bundle / "manifest.json").write_text(json.dumps({**fields, **change}))
     done = subprocess.run([*GPUSQ, "inspect", str(bundle)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "from_the_future" in done.stderr
+    assert words in done.stderr
 
 
 def kill_after(delay: float, arguments: list[str], out: Path) -> None:
