@@ -1,1 +1,1 @@
-"""Samples → ranges → scales."""
+"""Samples for verification: what a model is asked, and what the right answers are."""

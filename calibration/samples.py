@@ -12,9 +12,11 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from profiles.errors import GpusqError
 
@@ -24,13 +26,13 @@ _SAVEZ = "write it with numpy.savez, without objects"
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input: its shape without the batch, the dtype it is fed as, and how a uint8 sample becomes that."""
+    """One input: its shape without the batch, and how a uint8 sample becomes the float that it takes."""
 
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[Annotated[int, Field(gt=0)], ...]
+    dtype: Literal["float32"]
     scale: float
     mean: float
-    std: float
+    std: Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploy.convert import Conversion, convert
+    from deploy.conversion import Conversion, convert
 
 __all__ = ["Conversion", "convert"]
 
@@ -16,7 +17,5 @@ __all__ = ["Conversion", "convert"]
 def __getattr__(name: str) -> Any:
     # `import deploy.cli` must not pay for what only a conversion needs.
     if name in __all__:
-        from deploy import convert as module
-
-        return getattr(module, name)
+        return getattr(importlib.import_module("deploy.conversion"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ For a GPU there are two engines, and they are not the same thing:
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,12 @@ import onnx_ir as ir
 from deploy import onnxruntime_api, plan, tensorrt_api
 from deploy.environment import gpus
 from deploy.manifest import Engine, Missing, Plan
+from deploy.sparsity_log import read_sparse_choice
 from profiles.device import AheadOfTime, Device
 from profiles.errors import GpusqError
 
 MODEL_FILE = "model.onnx"
+DEVICE_ENGINE = "TensorRT engine"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def build(bundle: Path, device: Device, *, name: str) -> BuildResult:
     ahead, plan_ = _build_ahead_of_time(bundle, device)
     on_device, missing = _build_on_device(bundle, device, name)
     if ahead is None:
-        missing = (*missing, _missing_ahead_of_time(device))
+        missing = (*missing, _missing_ahead_of_time(device, name))
     return BuildResult(tuple(engine for engine in (ahead, on_device) if engine), missing, plan_)
 
 
@@ -136,34 +139,41 @@ def _note(target: AheadOfTime) -> str:
 def _build_on_device(bundle: Path, device: Device, name: str) -> tuple[Engine | None, tuple[Missing, ...]]:
     why = _why_not_here(device)
     if why:
-        return None, (Missing(what="TensorRT engine", why=why, how=f"gpusq build {name}"),)
+        return None, (Missing(what=DEVICE_ENGINE, why=why, how=f"gpusq build {name}"),)
+    # nvidia-smi, which told the GPU's name, counts by PCI bus; CUDA by default does not.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     built = tensorrt_api.build_engine(bundle / MODEL_FILE, "tensorrt")
     path = bundle / "engine.tensorrt"
     path.write_bytes(built.engine)
-    return (
-        Engine(
-            file=path.name,
-            runtime=built.runtime,
-            runtime_version=built.runtime_version,
-            target=f"SM{(device.compute_capability or '').replace('.', '')}",
-            nearest=False,
-            note="built on the device",
-        ),
-        (),
+    (bundle / "engine.tensorrt.log").write_text("\n".join(built.log) + "\n", encoding="utf-8")
+    sparse = read_sparse_choice(built.log)
+    gpu = gpus()[0]
+    engine = Engine(
+        file=path.name,
+        runtime=built.runtime,
+        runtime_version=built.runtime_version,
+        target=f"SM{gpu.compute_capability.replace('.', '')}",
+        nearest=False,
+        note="built on the device",
+        built_on=f"{gpu.name}, driver or Jetson Linux {gpu.driver or 'unknown'}",
+        sparse_eligible=sparse.eligible,
+        sparse_chosen=sparse.chosen,
     )
+    return engine, ()
 
 
 def _why_not_here(device: Device) -> str:
     here = gpus()
     if not here:
         return f"it is built on {device.title}, and this host has no NVIDIA GPU"
-    if device.compute_capability not in {gpu.compute_capability for gpu in here}:
-        return f"it is built on {device.title}, and the GPU of this host is {here[0].name}"
+    first = here[0]
+    if first.compute_capability != device.compute_capability or (device.gpu_name or "") not in first.name:
+        return f"it is built on {device.title}, and the GPU of this host is {first.name}"
     return "" if tensorrt_api.has_api("tensorrt") else "the Python package tensorrt is not installed here"
 
 
-def _missing_ahead_of_time(device: Device) -> Missing:
-    why = "the Python package tensorrt-rtx is not installed"
+def _missing_ahead_of_time(device: Device, name: str) -> Missing:
     if device.ahead_of_time is None:
-        why = "TensorRT-RTX cannot compile for this device"
-    return Missing(what="compiled plan", why=why, how="pip install 'gpusq[rtx]'")
+        why = "TensorRT-RTX cannot compile for this device on another machine"
+        return Missing(what="compiled plan", why=why, how=f"gpusq build {name}")
+    return Missing(what="compiled plan", why="tensorrt-rtx is not installed here", how="pip install tensorrt-rtx")

@@ -1,10 +1,11 @@
 """Write bundles so that a folder holds whole bundles or none.
 
-Bundles are made in `OUT/.staging` and take their places in one rename each when all are done. The folder is locked
-while that goes on. Whatever ends the process, the next run finds the old bundles or the new ones, and clears the rest:
+Bundles are made in `OUT/.gpusq-staging` and take their places in one rename each when all are done. The folder is
+locked while that goes on. Whatever ends the process, the next run finds the old bundles or the new ones, and clears
+the rest:
 
-    OUT/.staging/…          half-made; deleted
-    OUT/.replaced-NAME      an old bundle on its way out; put back if NAME is missing, else deleted
+    OUT/.gpusq-staging/…       half-made; deleted
+    OUT/.gpusq-replaced-NAME   an old bundle on its way out; put back if NAME is missing, else deleted
 
 The lock is the kernel's (flock on the folder itself), so a killed process leaves none behind.
 """
@@ -23,14 +24,18 @@ from pathlib import Path
 from deploy.manifest import FILE_NAME, FileEntry, is_bundle
 from profiles.errors import GpusqError
 
-_STAGING = ".staging"
-_REPLACED = ".replaced-"
+_STAGING = ".gpusq-staging"
+_REPLACED = ".gpusq-replaced-"
 _MENDABLE = {
     errno.ENOSPC: "there is no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOLCK: "the file system has no locks",
+    errno.EOPNOTSUPP: "the file system has no locks",
 }
 
 
@@ -44,17 +49,17 @@ def staged(out: Path, names: Sequence[str]) -> Iterator[Path]:
         GpusqError: `out` holds something else, is being written to by another gpusq, or cannot be written.
     """
     made = _make(out)
-    try:
-        with _locked(out):
+    with _locked(out):
+        try:
             _refuse_foreign(out)
             with _staging(out) as staging:
                 yield staging
                 for name in names:
                     _publish(staging / name, out / name)
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only where it stayed empty
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # only where it stayed empty
 
 
 @contextlib.contextmanager
@@ -65,6 +70,8 @@ def staged_copy(bundle: Path) -> Iterator[Path]:
         GpusqError: another gpusq is writing beside it, or the disk cannot be written.
     """
     bundle = bundle.resolve()
+    if bundle.is_mount():
+        raise GpusqError(f"{bundle} is a mount point and cannot be replaced", hint="mount the folder that it lies in")
     with _locked(bundle.parent), _staging(bundle.parent) as staging:
         copy = staging / bundle.name
         shutil.copytree(bundle, copy)
@@ -89,9 +96,11 @@ def hash_file(path: Path) -> FileEntry:
 
 def _make(out: Path) -> list[Path]:
     """Make `out` and its parents; return those that were missing, innermost first."""
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    if out.is_symlink() and not out.exists():
+        raise GpusqError(f"{out} is a link that leads nowhere", hint="give --out a folder")
     if out.exists() and not out.is_dir():
         raise GpusqError(f"{out} is a file", hint="give --out a folder")
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     return missing
@@ -99,21 +108,22 @@ def _make(out: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    try:
+    with _disk_errors(out):
         handle = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise GpusqError(f"{out} cannot be opened: {error.strerror}", hint="choose another --out") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(out) from None
         if not out.exists() or os.fstat(handle).st_ino != out.stat().st_ino:
-            raise BlockingIOError
+            raise _busy(out)
         yield
-    except BlockingIOError:
-        raise GpusqError(
-            f"another gpusq is writing to {out}", hint="wait until it is done, or choose another --out"
-        ) from None
     finally:
         os.close(handle)
+
+
+def _busy(out: Path) -> GpusqError:
+    return GpusqError(f"another gpusq is writing to {out}", hint="wait until it is done, or choose another --out")
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -144,9 +154,14 @@ def _staging(out: Path) -> Iterator[Path]:
 
 def _publish(bundle: Path, place: Path) -> None:
     replaced = place.with_name(f"{_REPLACED}{place.name}")
-    if place.exists():
-        place.rename(replaced)
-    bundle.rename(place)
+    try:
+        if place.exists():
+            place.rename(replaced)
+        bundle.rename(place)
+    except BaseException:
+        if replaced.exists() and not place.exists():
+            replaced.rename(place)
+        raise
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -156,7 +171,8 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(out)
+        if error.errno not in _MENDABLE or elsewhere:
             raise
         hint = "make room, or choose another --out"
         raise GpusqError(f"cannot write to {out}: {_MENDABLE[error.errno]}", hint=hint) from error

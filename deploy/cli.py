@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -26,17 +27,32 @@ _PRECISIONS = ("auto", "fp32", "fp16", "int8")
 
 
 class _Commands(click.Group):
-    """Turns a GpusqError into two lines and exit code 1; everything else keeps its traceback."""
+    """Turns what a user can mend into two lines and exit code 1; everything else keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except GpusqError as error:
-            click.echo(f"Error: {error.message}", err=True)
-            if error.hint:
-                click.echo(f"Hint: {error.hint}", err=True)
-            logging.getLogger(__name__).debug("where it was raised:", exc_info=error)
-            ctx.exit(1)
+            _fail(ctx, error.message, error.hint, error)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            name = os.fsdecode(error.filename)
+            _fail(
+                ctx,
+                f"{name}: {(error.strerror or 'it cannot be used').lower()}",
+                "check the path and its rights",
+                error,
+            )
+        return None
+
+
+def _fail(ctx: click.Context, message: str, hint: str, error: Exception) -> None:
+    click.echo(f"Error: {message}", err=True)
+    if hint:
+        click.echo(f"Hint: {hint}", err=True)
+    logging.getLogger(__name__).debug("where it was raised:", exc_info=error)
+    ctx.exit(1)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,7 +102,7 @@ def convert(
     as_json: bool,
 ) -> None:
     """Convert CHECKPOINT into one verified bundle for each profile."""
-    from deploy.convert import convert as run
+    from deploy.conversion import convert as run
 
     done = run(
         checkpoint,
@@ -97,7 +113,7 @@ def convert(
         baseline=baseline,
         progress=_progress(),
     )
-    _print(done.model_dump_json(indent=2, by_alias=True), lambda: _say_bundles(done), as_json)
+    _report(done, as_json)
 
 
 @main.command()
@@ -110,7 +126,7 @@ def demo(out: Path, as_json: bool) -> None:
     from deploy.demo import demo as run
 
     done = run(out, _progress())
-    _print(done.model_dump_json(indent=2, by_alias=True), lambda: _say_bundles(done), as_json)
+    _report(done, as_json)
 
 
 @main.command()
@@ -164,7 +180,7 @@ def doctor(quiet: bool, as_json: bool) -> None:
 @click.option("--profile", help="Judge the sparsity by this profile's kernels; a bundle names its own.")
 @json_option
 def inspect(path: Path, profile: str | None, as_json: bool) -> None:
-    """Show the sparsity and the Q/DQ of each linear layer in an ONNX model, a bundle or a student."""
+    """Show the sparsity and the Q/DQ of each linear layer in an ONNX model or a bundle."""
     from deploy.inspect import inspect as run
 
     found = run(path, profile)
@@ -184,6 +200,13 @@ def _print(as_text: str, say: Callable[[], None], as_json: bool) -> None:
         say()
 
 
+def _report(done: Any, as_json: bool) -> None:
+    """Print a conversion, and leave with 3 if it came out less than was asked for."""
+    _print(done.model_dump_json(indent=2, by_alias=True), lambda: _say_bundles(done), as_json)
+    if any(bundle.manifest.gates_missed for bundle in done.bundles):
+        sys.exit(3)
+
+
 def _say_bundles(done: Any) -> None:
     from deploy.report.verdicts import cards
 
@@ -191,6 +214,8 @@ def _say_bundles(done: Any) -> None:
         click.echo(f"{bundle.path}")
         for card in cards(bundle.manifest):
             click.echo(f"  {card.title}: {card.headline} ({card.origin})")
+        for sentence in bundle.manifest.gates_missed:
+            click.echo(f"  Gate missed: {sentence}")
         click.echo(f"  report: {bundle.path / 'report.html'}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.convert import Conversion, convert
+from deploy.conversion import Conversion, convert
 from deploy.progress import Progress
 from students.fashion_vit.sample import labelled_images, student_path, teacher_path
 

@@ -12,6 +12,9 @@ from deploy.text_table import text_table
 from profiles.record import Record
 
 SCHEMA = 1
+EXPORT = "export checkpoints to ONNX"
+VERIFY = "verify, and build for the CPU"
+_TENSORRT_ON_JETSON = "it comes with JetPack: make the environment with --system-site-packages"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Diagnosis(Record):
     @property
     def can_convert(self) -> bool:
         """Whether a checkpoint can be converted and verified here."""
-        return all(ability.here for ability in self.abilities[:2])
+        return all(ability.here for ability in self.abilities if ability.what in (EXPORT, VERIFY))
 
     def to_json(self) -> str:
         """The diagnosis as JSON text."""
@@ -51,33 +54,28 @@ class Diagnosis(Record):
 
 def diagnose() -> Diagnosis:
     """Look at this host."""
-    host = environment.host()
-    here = environment.gpus()
-    host["driver"] = ", ".join(gpu.driver for gpu in here) or "none"
-    host["compute capability"] = ", ".join(gpu.compute_capability for gpu in here) or "none"
-    host["cuda toolkit"] = environment.cuda_release() or "none"
-    host["jetpack"] = f"Jetson Linux {environment.l4t_release()}" if environment.jetson() else "no Jetson"
     return Diagnosis(
-        host=host,
+        host=environment.host(),
         versions={**environment.versions(), **tensorrt_api.versions()},
         onnxruntime_providers=_providers(),
-        abilities=_abilities(has_gpu=bool(here)),
+        abilities=_abilities(),
     )
 
 
-def _abilities(*, has_gpu: bool) -> tuple[Ability, ...]:
+def _abilities() -> tuple[Ability, ...]:
     def has(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
 
-    tensorrt = tensorrt_api.has_api("tensorrt")
+    has_gpu, jetson = bool(environment.gpus()), environment.jetson()
+    tensorrt = _TENSORRT_ON_JETSON if jetson else "pip install tensorrt"
     return (
-        Ability("export checkpoints to ONNX", has("torch") and has("onnxscript"), "pip install 'gpusq[export]'"),
-        Ability("verify, and build for the CPU", has("onnxruntime"), "pip install 'gpusq[cpu]', or 'gpusq[gpu]'"),
-        Ability("read compiled plans without a GPU", tensorrt_api.has_api("tensorrt-rtx"), "pip install 'gpusq[rtx]'"),
+        Ability(EXPORT, has("torch") and has("onnxscript"), "pip install torch onnxscript"),
+        Ability(VERIFY, has("onnxruntime"), "pip install onnxruntime"),
+        Ability("read compiled plans without a GPU", tensorrt_api.has_api("tensorrt-rtx"), "pip install tensorrt-rtx"),
         Ability(
             "build TensorRT engines",
-            has_gpu and tensorrt,
-            "pip install 'gpusq[tensorrt]'" if has_gpu else "run `gpusq build BUNDLE` on the device",
+            has_gpu and tensorrt_api.has_api("tensorrt"),
+            tensorrt if has_gpu else "run `gpusq build BUNDLE` on the device",
         ),
     )
 

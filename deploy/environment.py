@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,18 +31,14 @@ class Gpu:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that the driver of this host reports; a Jetson's from its device tree."""
+    """The GPUs that the driver reports and CUDA_VISIBLE_DEVICES leaves, by PCI bus; a Jetson's from its device tree."""
     if module := jetson():
         capability = next((value for key, value in _JETSON.items() if key in module.lower()), "")
         return (Gpu(module, capability, l4t_release() or ""),)
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    query = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-    if answer.returncode:
-        return ()
-    rows = (line.split(", ") for line in answer.stdout.strip().splitlines())
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query.append(f"--id={visible}")
+    rows = (line.split(", ") for line in _answer(query).strip().splitlines())
     return tuple(Gpu(*row) for row in rows if len(row) == 3)
 
 
@@ -63,11 +58,7 @@ def cuda_release() -> str | None:
     """The release of the CUDA toolkit of this host, such as `12.6`; None where there is none."""
     with contextlib.suppress(ValueError, KeyError):
         return str(json.loads(_read(_CUDA_VERSION))["cuda"]["version"])
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        return None
-    answer = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False, timeout=30)
-    match = re.search(r"release ([\d.]+)", answer.stdout)
+    match = re.search(r"release ([\d.]+)", _answer(["nvcc", "--version"]))
     return match[1] if match else None
 
 
@@ -81,13 +72,18 @@ def versions() -> dict[str, str]:
 
 
 def host() -> dict[str, str]:
-    """Processor, cores and system of this host."""
+    """Processor, system, GPU, driver, CUDA and JetPack of this host."""
+    here = gpus()
     return {
         "machine": platform.machine(),
         "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "system": platform.platform(),
-        "gpu": ", ".join(gpu.name for gpu in gpus()) or "none",
+        "gpu": ", ".join(gpu.name for gpu in here) or "none",
+        "compute capability": ", ".join(gpu.compute_capability for gpu in here) or "none",
+        "driver": ", ".join(gpu.driver for gpu in here) or "none",
+        "cuda toolkit": cuda_release() or "none",
+        "jetson linux": (l4t_release() or "release unknown") if jetson() else "none",
     }
 
 
@@ -95,6 +91,15 @@ def processor() -> str:
     """The processor's name."""
     match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
     return match[1].strip() if match else platform.machine()
+
+
+def _answer(command: list[str]) -> str:
+    """What a tool prints; nothing where it is missing, fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return "" if done.returncode else done.stdout
 
 
 def _read(path: Path) -> str:

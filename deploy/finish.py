@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.build import build_on_device
+from deploy.build import DEVICE_ENGINE, build_on_device
 from deploy.bundle import hash_file, hash_files, staged_copy
 from deploy.manifest import FILE_NAME, Manifest, read_manifest
 from deploy.progress import Progress
-from deploy.report import report
-from profiles.device import load_device
+from deploy.report import HTML_NAME, MARKDOWN_NAME, report
 from profiles.errors import GpusqError
 
 
@@ -20,18 +19,31 @@ def finish(bundle: Path, progress: Progress | None = None) -> Manifest:
         GpusqError: it is no bundle, a file in it was changed, nothing is missing, or this host is not the device.
     """
     progress = progress or Progress()
-    manifest = read_manifest(bundle)
-    check_files(bundle, manifest)
-    if not manifest.missing:
-        raise GpusqError(f"{bundle} has every engine already", hint="convert the checkpoint again to replace it")
-    device = load_device(manifest.profile)
+    read_manifest(bundle)  # before anything is copied
     with staged_copy(bundle) as copy:
-        with progress.working(f"building for {device.title}"):
-            engine = build_on_device(copy, device)
-        manifest = manifest.model_copy(update={"engines": (*manifest.engines, engine), "missing": ()})
-        report(manifest, copy)
-        manifest = manifest.model_copy(update={"files": hash_files(copy)})
-        (copy / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        manifest = read_manifest(copy)
+        check_files(copy, manifest)
+        if not any(missing.what == DEVICE_ENGINE for missing in manifest.missing):
+            raise GpusqError(f"{bundle} has its engine already", hint="convert the checkpoint again to replace it")
+        with progress.working(f"building for {manifest.device}"):
+            engine = build_on_device(copy, manifest.device_profile)
+        manifest = manifest.model_copy(
+            update={
+                "engines": (*manifest.engines, engine),
+                "missing": tuple(missing for missing in manifest.missing if missing.what != DEVICE_ENGINE),
+            }
+        )
+        return seal(manifest, copy)
+
+
+def seal(manifest: Manifest, bundle: Path) -> Manifest:
+    """Write report and manifest of the finished files in `bundle`, and return the manifest with every hash."""
+    for name in (HTML_NAME, MARKDOWN_NAME):
+        (bundle / name).unlink(missing_ok=True)
+    manifest = manifest.model_copy(update={"files": hash_files(bundle)})
+    report(manifest, bundle)
+    manifest = manifest.model_copy(update={"files": hash_files(bundle)})
+    (bundle / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 

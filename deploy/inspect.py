@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from pydantic import Field
 
 from deploy.build import MODEL_FILE
+from deploy.finish import check_files
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.manifest import Layer, Sizes, is_bundle, read_manifest
 from deploy.text_table import text_table
@@ -66,16 +67,19 @@ def inspect(path: Path, profile: str | None = None) -> Inspection:
     Raises:
         GpusqError: there is no such file, or it is no ONNX model.
     """
+    device = load_device(profile) if profile else None
     if is_bundle(path):
-        profile = profile or read_manifest(path).profile
+        manifest = read_manifest(path)
+        check_files(path, manifest)
+        device = device or manifest.device_profile
         path = path / MODEL_FILE
     if not path.is_file():
         raise GpusqError(f"no such model or bundle: {path}", hint="give an .onnx file, or a folder that convert wrote")
     model = _load(path)
     return Inspection(
         model=path.name,
-        profile=profile,
-        layers=layers_of(model, load_device(profile) if profile else None),
+        profile=device.name if device else None,
+        layers=layers_of(model, device),
         sizes=sizes_of(model),
     )
 
@@ -100,7 +104,7 @@ def _row(layer: Layer) -> tuple[str, ...]:
         "" if layer.input_scale is None else f"{layer.input_scale:.4g}",
         weights,
         "yes" if layer.sparsity.pattern == "2:4" else "no",
-        f"{layer.sparsity.zeros:.1%}",
+        f"{100 * layer.sparsity.zeros:.1f} %",
         "yes" if layer.sparsity.eligible else "no",
         layer.sparsity.reason,
     )

@@ -60,7 +60,9 @@ def _layer(linear: Linear, device: Device | None) -> Layer:
         input_scale=linear.input_scale,
         weight_scale_min=None if scale is None else float(scale.min()),
         weight_scale_max=None if scale is None else float(scale.max()),
-        sparsity=sparsity_of(linear.values, linear.k_axis, device.sparse if device else None),
+        sparsity=sparsity_of(
+            linear.values, linear.k_axis, device.sparse if device else None, int8_output=linear.int8_output
+        ),
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from exporters.passes.outcome import Outcome
 from exporters.sparsity import Sparsity
+from profiles.device import Device
 from profiles.errors import GpusqError
 from profiles.record import Record, first_problem
 
@@ -53,17 +54,17 @@ class Layer(Record):
 
 
 class Sizes(Record):
-    """Bytes of the linear layers' weights, computed from the real tensors.
+    """Bytes of the weights, computed from the real tensors.
 
     `compressed` stores a 2:4 group as two values and two 2-bit indices (GPUSQ-ViT, section 3.1) and a dense weight as
-    it is; scales are counted.
+    it is.
     """
 
     pruned_fp32: int
     pruned_compressed: int
     pruned_ratio: float
     scales: int = Field(description="Bytes of the pruned layers' scales, FP32; not part of `pruned_compressed`.")
-    total_fp32: int = Field(description="Bytes of every initializer, in FP32.")
+    total_fp32: int = Field(description="Bytes of every parameter in FP32: neither scales, zero-points nor shapes.")
     total_compressed: int = Field(description="The same with the pruned layers compressed, the scales counted.")
     total_ratio: float
 
@@ -108,6 +109,9 @@ class Engine(Record):
     target: str
     nearest: bool = Field(description="True where it was compiled for a relative of the device.")
     note: str
+    built_on: str | None = Field(default=None, description="The GPU, driver and JetPack that built it; None for a CPU.")
+    sparse_eligible: int | None = Field(default=None, description="Layers that TensorRT's log calls eligible.")
+    sparse_chosen: int | None = Field(default=None, description="Layers for which it chose a sparse kernel.")
 
 
 class Missing(Record):
@@ -116,6 +120,26 @@ class Missing(Record):
     what: str
     why: str
     how: str
+
+
+class Interval(Record):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Float16Check(Record):
+    """The graph with every operator rounded to float16, by ONNX's reference evaluator.
+
+    onnxruntime computes float16 operators in float32 on a CPU, so it would not see an overflow.
+    """
+
+    count: int
+    finite: bool
+    agreement: float
+    max_abs_difference: float | None = Field(description="None where a logit is not finite.")
 
 
 class Verification(Record):
@@ -131,14 +155,8 @@ class Verification(Record):
     onnx_top1: float | None
     agreement: float = Field(description="Share of samples with the same top-1 class.")
     max_abs_difference: float = Field(description="Largest difference between two logits.")
-
-
-class Interval(Record):
-    """A figure with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
+    drop: Interval | None = Field(description="Top-1 of the student less that of the model; exact interval.")
+    float16: Float16Check | None = Field(description="None for a float32 graph.")
 
 
 class Timing(Record):
@@ -182,8 +200,9 @@ class Manifest(Record):
     schema_version: int = Field(default=SCHEMA, alias="schema")
     gpusq: str
     created: str
-    profile: str
-    device: str
+    profile: str = Field(description="The profile's name.")
+    device: str = Field(description="The device's title.")
+    device_profile: Device = Field(description="The profile itself, as it was.")
     student: Source
     baseline: Source | None
     precision_asked: str
@@ -201,6 +220,7 @@ class Manifest(Record):
     verified: Verification | None
     measured: Measurement | None
     predicted: tuple[Prediction, ...] = ()
+    gates_missed: tuple[str, ...] = Field(description="What is less than was asked for; empty where nothing is.")
     files: dict[str, FileEntry]
 
     def to_json(self) -> str:

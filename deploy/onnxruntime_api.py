@@ -25,6 +25,13 @@ _QUIET = 3
 _GEMMS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm"})
 _CONVOLUTIONS = frozenset({"Conv", "FusedConv", "QLinearConv"})
 _ATTENTIONS = frozenset({"Attention", "MultiHeadAttention", "QAttention"})
+# The names that TensorRT's compiler gives the types.
+_TYPES = {
+    ir.DataType.FLOAT: "Float",
+    ir.DataType.FLOAT16: "Half",
+    ir.DataType.INT8: "Int8",
+    ir.DataType.UINT8: "UInt8",
+}
 _8_BIT = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearConv", "QAttention"})
 
 
@@ -33,12 +40,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def open_session(model: Path, *, threads: int | None = None, optimized_path: Path | None = None) -> Any:
+def open_session(model: Path, *, optimized_path: Path | None = None) -> Any:
     """Return an onnxruntime.InferenceSession for `model` on the CPU.
 
     Args:
         model: an ONNX file.
-        threads: intra-op threads; None takes every core this process may use.
         optimized_path: where to write the optimized model; None writes none.
 
     Raises:
@@ -48,7 +54,7 @@ def open_session(model: Path, *, threads: int | None = None, optimized_path: Pat
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
-    options.intra_op_num_threads = threads or cores()
+    options.intra_op_num_threads = cores()
     options.add_session_config_entry(*_EXACT_INT8)
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
@@ -99,5 +105,9 @@ def _kernel(node: ir.Node) -> Kernel:
     kinds = ((_GEMMS, "gemm"), (_CONVOLUTIONS, "convolution"), (_ATTENTIONS, "attention"))
     kind = next((kind for names, kind in kinds if node.op_type in names), "pointwise")
     module = (node.name or "").rpartition("/")[0]
-    kernel_type = "Int8" if node.op_type in _8_BIT else "Float"
-    return Kernel(name=node.op_type, kind=kind, types=(kernel_type,), modules=(module,) if module else ())
+    if node.op_type in _8_BIT:
+        types: tuple[str, ...] = ("Int8",)
+    else:
+        known = (_TYPES.get(value.dtype) for value in node.inputs if value is not None and value.dtype is not None)
+        types = tuple(name for name in known if name) or ("unknown",)
+    return Kernel(name=node.op_type, kind=kind, types=types, modules=(module,) if module else ())

@@ -17,7 +17,9 @@ def reference() -> str:
 
 
 def _sections(command: click.Command, path: str) -> Iterator[str]:
-    context = click.Context(command, info_name=path, max_content_width=_WIDTH, terminal_width=_WIDTH)
+    context = click.Context(
+        command, info_name=path, max_content_width=_WIDTH, terminal_width=_WIDTH, **main.context_settings
+    )
     yield f"## {path}"
     yield ""
     yield "```text"

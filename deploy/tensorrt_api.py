@@ -6,11 +6,14 @@ comparing versions:
 * `tensorrt_rtx` compiles ahead of time for a compute capability, without a GPU; `tensorrt` builds for the host's GPU.
 * TensorRT 10 needs the STRONGLY_TYPED creation flag; TensorRT 11 ignores it, TensorRT-RTX knows nothing else.
 * SPARSE_WEIGHTS is set wherever it exists; TensorRT-RTX accepts it and ignores it.
+
+TF32 is always cleared, so that float32 means float32.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 
 from profiles.errors import GpusqError
 
+_log = logging.getLogger(__name__)
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
@@ -75,22 +79,25 @@ def build_engine(
     network = builder.create_network(_creation_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
+        said = parser.get_error(0).desc() if parser.num_errors else logger.first_error()
         raise GpusqError(
-            f"{runtime} cannot parse {model.name}: {_first_line(parser.get_error(0).desc())}",
-            hint="choose a profile with a newer runtime, or run again with -v for the parser's whole log",
+            f"{runtime} cannot parse {model.name}: {_first_line(said)}",
+            hint="choose a profile with a newer runtime; `gpusq -v …` shows the parser's whole log",
         )
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 was asked for, not a ten-bit mantissa
     if hasattr(trt.BuilderFlag, "SPARSE_WEIGHTS"):
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if compute_capability is not None:
         _target(trt, config, compute_capability)
-    config.add_optimization_profile(_optimization_profile(builder, network, batch or ShapeRange()))
+    if config.add_optimization_profile(_optimization_profile(builder, network, batch or ShapeRange())) < 0:
+        raise RuntimeError(f"{runtime} refused the optimization profile: {logger.first_error()}")
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise GpusqError(
             f"{runtime} {trt.__version__} could not build {model.name}: {logger.first_error()}",
-            hint="run the command again with -v for the compiler's whole log",
+            hint="`gpusq -v …` shows the compiler's whole log",
         )
     return Built(bytes(engine), tuple(logger.messages), runtime, str(trt.__version__))
 
@@ -106,6 +113,7 @@ def _collecting_logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             self.messages.append(message)
+            _log.debug("%s", message)
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(message)
 
@@ -128,7 +136,8 @@ def _target(trt: Any, config: Any, compute_capability: str) -> None:
             hint="install tensorrt-rtx, or run `gpusq build` on the device",
         )
     config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(known, compute_capability), 0)
+    if not config.set_compute_capability(getattr(known, compute_capability), 0):
+        raise RuntimeError(f"{trt.__name__} refused {compute_capability}")
 
 
 def _optimization_profile(builder: Any, network: Any, batch: ShapeRange) -> Any:

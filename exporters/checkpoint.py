@@ -50,7 +50,13 @@ def _refuse_pickle(path: Path) -> None:
     hint = "convert it once, in the environment that trained it, with exporters.student_file.write_student"
     if start[:1] == _PICKLE_PROTOCOL:
         raise GpusqError(f"{path} is a Python pickle: opening it can run any code, so it is not opened", hint=hint)
-    if start[:2] == b"PK" and zipfile.is_zipfile(path):
+    if start[:2] == b"PK" and _holds_pickle(path):
+        raise GpusqError(f"{path} is a torch.save file, a pickle inside a zip: it is not opened", hint=hint)
+
+
+def _holds_pickle(path: Path) -> bool:
+    try:
         with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("data.pkl") for name in archive.namelist()):
-                raise GpusqError(f"{path} is a torch.save file, a pickle inside a zip: it is not opened", hint=hint)
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False

@@ -64,6 +64,15 @@ class Linear:
         return _type_name(activation)
 
     @property
+    def int8_output(self) -> bool:
+        """Whether a quantizer reads the output, behind nothing but the bias."""
+        output = self.node.outputs[0]
+        users = [node for node, _ in output.uses()]
+        if len(users) == 1 and users[0].op_type == "Add":
+            users = [node for node, _ in users[0].outputs[0].uses()]
+        return bool(users) and all(node.op_type == "QuantizeLinear" for node in users)
+
+    @property
     def weight_scale(self) -> npt.NDArray[np.generic] | None:
         """Scales of the output channels, [N]; None for a float weight."""
         return None if self.weight_dq is None else scale_of(self.weight_dq)

@@ -40,10 +40,19 @@ class Sparsity:
     reason: str
 
 
-def sparsity_of(weight: npt.NDArray[np.generic], k_axis: int, rules: SparseKernels | None) -> Sparsity:
-    """Judge one stored weight, [K, N] or [N, K], int8 or float, by the rules of a target (None: no sparse kernels)."""
-    zeros = 1.0 - np.count_nonzero(weight) / weight.size
-    k, n = weight.shape[k_axis], weight.shape[1 - k_axis]
+def sparsity_of(
+    weight: npt.NDArray[np.generic], k_axis: int, rules: SparseKernels | None, *, int8_output: bool = False
+) -> Sparsity:
+    """Judge one stored weight by the rules of a target.
+
+    Args:
+        weight: [K, N] or [N, K], int8 or float, not empty.
+        k_axis: the axis that the GEMM sums over.
+        rules: the target's; None where it has no sparse kernels.
+        int8_output: whether a quantizer follows the layer.
+    """
+    zeros = 1.0 - float(np.count_nonzero(weight)) / weight.size
+    k = weight.shape[k_axis]
     if k % GROUP:
         return Sparsity("dense", k_axis, zeros, 0, False, f"K = {k} is no multiple of {GROUP}")
     broken = count_broken_groups(weight, k_axis)
@@ -57,7 +66,7 @@ def sparsity_of(weight: npt.NDArray[np.generic], k_axis: int, rules: SparseKerne
             False,
             f"{100 * share:.1f} % of the groups of four hold more than two values",
         )
-    reason, eligible = _judge(weight, k, n, rules)
+    reason, eligible = _judge(weight, k, rules, int8_output=int8_output)
     return Sparsity("2:4", k_axis, zeros, 0, eligible, reason)
 
 
@@ -73,17 +82,20 @@ def compressed_bytes(weight: npt.NDArray[np.generic], *, bits: int) -> int:
     return -(-groups * KEPT * (bits + INDEX_BITS) // 8)
 
 
-def _judge(weight: npt.NDArray[np.generic], k: int, n: int, rules: SparseKernels | None) -> tuple[str, bool]:
+def _judge(
+    weight: npt.NDArray[np.generic], k: int, rules: SparseKernels | None, *, int8_output: bool
+) -> tuple[str, bool]:
     if rules is None:
         return "this runtime has no 2:4 kernels", False
-    if weight.dtype == np.int8:
-        kind, align = "INT8", rules.int8
-    elif weight.dtype == np.float16:
-        kind, align = "FP16", rules.float16
-    else:
-        return f"sparse kernels take INT8 and FP16, not {weight.dtype.name}", False
-    if k % align.k or n % align.n:
-        return f"sparse {kind} kernels need K to be a multiple of {align.k} and N of {align.n}; it is {k}×{n}", False
-    if kind == "INT8" and rules.int8_needs_int8_output:
-        return "a sparse INT8 GEMM is chosen only where its output is INT8 too; this one's is not", True
+    multiples = {"int8": rules.int8_k_multiple, "float16": rules.float16_k_multiple}
+    kind = weight.dtype.name
+    if kind not in multiples:
+        return f"sparse kernels take int8 and float16, not {kind}", False
+    if k % multiples[kind]:
+        return f"sparse {kind} kernels need K to be a multiple of {multiples[kind]}; it is {k}", False
+    if kind == "int8" and rules.int8_wants_int8_output and not int8_output:
+        return (
+            "NVIDIA reports sparse INT8 kernels chosen only where the output is INT8; no quantizer follows here",
+            True,
+        )
     return "", True

@@ -8,7 +8,7 @@ Metadata (every value is a string, as safetensors wants it):
     config          JSON object, the factory's keyword arguments
     inputs          JSON object, name → {"shape", "dtype", "scale", "mean", "std"}; the shape leaves out the batch, and
                     a uint8 sample x becomes the model's input as (x · scale − mean) / std
-    outputs         JSON array of names, in the order in which the module returns them
+    outputs         JSON array with the name of the one output, logits [N, classes]
     card            JSON object: seed, accuracies, epochs, seconds, versions; free-form
 
 Tensors are the module's state dict in float32 or float16. A linear module M that was trained quantized has instead:
@@ -32,11 +32,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from calibration.samples import InputSpec
 from profiles.errors import GpusqError
+from profiles.record import first_problem
 
 FORMAT = "gpusq-student"
 FORMAT_VERSION = 1
@@ -73,7 +75,7 @@ def read_student(path: str | Path) -> StudentFile:
         model=_text(path, metadata, "model"),
         config=_json(path, metadata, "config", dict),
         inputs=_inputs(path, _json(path, metadata, "inputs", dict)),
-        outputs=tuple(_json(path, metadata, "outputs", list)),
+        outputs=_outputs(path, _json(path, metadata, "outputs", list)),
         card=_json(path, metadata, "card", dict),
         tensors={name: a for name, a in stored.items() if not name.endswith((WEIGHT_SCALE, INPUT_SCALE))},
         weight_scales=_suffixed(stored, WEIGHT_SCALE),
@@ -210,12 +212,21 @@ def _json(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
 
 def _inputs(path: Path, raw: dict[str, Any]) -> dict[str, InputSpec]:
     try:
-        return {name: InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for name, spec in raw.items()}
-    except (TypeError, KeyError) as error:
+        inputs = TypeAdapter(dict[str, InputSpec]).validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
         raise GpusqError(
-            f"{path}: metadata key 'inputs' does not describe its inputs: {error}",
+            f"{path}: metadata key 'inputs' does not describe its inputs: {first_problem(error)}",
             hint="each input has exactly shape, dtype, scale, mean and std",
-        ) from error
+        ) from None
+    if not inputs:
+        raise GpusqError(f"{path}: metadata key 'inputs' names no input", hint="describe what the model takes")
+    return inputs
+
+
+def _outputs(path: Path, raw: list[Any]) -> tuple[str, ...]:
+    if len(raw) != 1 or not isinstance(raw[0], str):
+        raise GpusqError(f"{path}: metadata key 'outputs' is {raw}", hint="it names the one output, the logits")
+    return tuple(raw)
 
 
 def _suffixed(stored: dict[str, Array], suffix: str) -> dict[str, Array]:

@@ -26,7 +26,7 @@ else:
 
 DEVICES_DIR = Path(__file__).parent / "devices"
 
-Runtime = Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]
+Runtime = Literal["tensorrt", "onnxruntime"]
 FloatType = Literal["float32", "float16"]
 AttentionForm = Literal["op", "matmul"]
 
@@ -41,20 +41,13 @@ class AheadOfTime(Record):
     source: str
 
 
-class Alignment(Record):
-    """What a weight's K and N must be multiples of before a sparse kernel takes it."""
-
-    k: int = Field(gt=0)
-    n: int = Field(gt=0)
-
-
 class SparseKernels(Record):
-    """The rules of the 2:4 kernels: one alignment per weight type, and what the builder asks besides."""
+    """The rules of the 2:4 kernels: what K must be a multiple of, and what the builder is reported to ask besides."""
 
-    int8: Alignment
-    float16: Alignment
+    int8_k_multiple: int = Field(gt=0)
+    float16_k_multiple: int = Field(gt=0)
+    int8_wants_int8_output: bool = Field(description="Whether a sparse INT8 GEMM is chosen only if its output is INT8.")
     source: str
-    int8_needs_int8_output: bool = Field(description="Whether a sparse INT8 GEMM is chosen only if its output is INT8.")
 
 
 class OnnxTarget(Record):
@@ -75,6 +68,7 @@ class Device(Record):
     runtime: Runtime
     runtime_version: str = Field(description="The line of the runtime that the device is shipped with.")
     compute_capability: str | None = None
+    gpu_name: str | None = Field(default=None, description="Part of the name by which the driver calls the GPU.")
     onnx: OnnxTarget
     ahead_of_time: AheadOfTime | None = None
     sparse: SparseKernels | None = None

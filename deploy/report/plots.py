@@ -148,7 +148,7 @@ def plan(compiled: Plan) -> Plot:
 
 def sizes(computed: Sizes) -> Plot:
     """Two bars for the 2:4 layers, two for the whole model."""
-    figures = [("every initializer", computed.total_fp32, computed.total_compressed)]
+    figures = [("every parameter", computed.total_fp32, computed.total_compressed)]
     if computed.pruned_fp32:
         figures.insert(0, ("2:4 layers", computed.pruned_fp32, computed.pruned_compressed))
     rows = [

@@ -13,6 +13,7 @@ from typing import Literal
 from deploy.manifest import (
     Engine,
     FileEntry,
+    Float16Check,
     Layer,
     Manifest,
     Measurement,
@@ -59,8 +60,23 @@ def verification(verified: Verification) -> Table:
         ("same top-1 class", formats.percent(verified.agreement)),
         ("largest difference of two logits", f"{verified.max_abs_difference:.3g}"),
     ]
+    if verified.drop is not None:
+        value, low, high = (f"{100 * x:+.1f}" for x in (verified.drop.value, verified.drop.low, verified.drop.high))
+        rows.append(("points of top-1 lost [exact 95 %]", f"{value} [{low}, {high}]"))
+    if verified.float16 is not None:
+        rows.append(("with every operator in float16", _float16(verified.float16)))
     caption = "model.onnx against the PyTorch student, on the same samples"
     return Table(caption, (Column("figure"), Column("value")), tuple(rows))
+
+
+def _float16(check: Float16Check) -> str:
+    """ONNX's reference evaluator on some of the samples, since onnxruntime's CPU computes float16 in float32."""
+    if check.max_abs_difference is None:
+        return f"not finite on {formats.count(check.count)} samples: an operator overflows"
+    return (
+        f"finite; same class for {formats.percent(check.agreement)} of {formats.count(check.count)} samples, "
+        f"logits within {check.max_abs_difference:.3g} (onnx.reference)"
+    )
 
 
 def latency(measured: Measurement) -> Table:
@@ -175,7 +191,7 @@ def sizes(computed: Sizes) -> Table:
     )
     rows = (
         _size("2:4 layers' weights", computed.pruned_fp32, computed.pruned_compressed, computed.pruned_ratio),
-        _size("every initializer, with scales", computed.total_fp32, computed.total_compressed, computed.total_ratio),
+        _size("every parameter, with scales", computed.total_fp32, computed.total_compressed, computed.total_ratio),
     )
     return Table("Bytes of the weights, computed from the tensors", columns, rows)
 

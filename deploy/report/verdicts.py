@@ -6,7 +6,6 @@ Each card names the origin of its figures. `good` and `bad` are said only where 
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
+from deploy.gates import MIN_AGREEMENT
 from deploy.manifest import Engine, Layer, Manifest, Measurement, Plan, Sizes, Verification
 from deploy.report import formats
 from deploy.report.tables import was_timed
@@ -29,6 +29,9 @@ ORIGINS = {
     "predicted": "from a model of the device, not measured",
     "not here": "this host could not do it, or was not asked to",
 }
+
+KEPT_WITHIN = 0.005
+"""An accuracy is called kept if, with 95 % confidence, at most this much of top-1 was lost."""
 
 PLAN_PROVES = (
     "The plan proves which types the kernels take and what was fused. It says nothing about time, "
@@ -54,7 +57,7 @@ def cards(manifest: Manifest) -> tuple[Card, ...]:
         _accuracy(manifest.verified),
         _speed(manifest.measured),
         _plan(manifest),
-        _sparsity(manifest.layers),
+        _sparsity(manifest.layers, manifest.engines),
         _size(manifest.sizes),
         _engine(manifest),
     )
@@ -95,8 +98,13 @@ def conditions(measured: Measurement) -> str:
     return f"{measured.runtime}, {threads}, batch {measured.batch}, {formats.count(measured.pairs)} pairs"
 
 
-def chosen(layers: Iterable[Layer]) -> str:
+def chosen(layers: Iterable[Layer], engines: Iterable[Engine] = ()) -> str:
     """Return what is known about the sparse kernels: eligible is not chosen."""
+    for engine in engines:
+        if engine.sparse_chosen is not None:
+            return (
+                f"TensorRT chose sparse kernels for {engine.sparse_chosen} layers, says its log on {engine.built_on}."
+            )
     if any(layer.sparsity.eligible for layer in layers):
         return (
             "Eligible is not chosen: which eligible layers run on sparse kernels is decided by TensorRT on the device."
@@ -152,26 +160,19 @@ def _accuracy(verified: Verification | None) -> Card:
 
 
 def _kept(verified: Verification) -> tuple[str, State]:
-    student, onnx = verified.student_top1, verified.onnx_top1
-    if student is not None and onnx is not None:
-        if onnx >= student:
-            return "Accuracy kept", "good"
-        if _within_chance(verified, student - onnx):
-            return "No measurable loss", "good"
-        return f"{formats.points(student - onnx)} lower", "bad"
-    if verified.agreement == 1:
-        return "Same class for every sample", "good"
-    return f"Same class for {formats.percent(verified.agreement)}", "open"
-
-
-def _within_chance(verified: Verification, drop: float) -> bool:
-    """Whether a drop is within what chance does to the samples on which the two differ (McNemar's test, 5 %).
-
-    If neither were better, each of the d samples with another class would fall to either side, and the difference of
-    the right answers would have a standard deviation of √d.
-    """
-    differing = (1 - verified.agreement) * verified.count
-    return drop * verified.count <= 1.96 * math.sqrt(differing)
+    """The headline. An accuracy is called kept only if the interval of what was lost says so."""
+    if verified.float16 is not None and not verified.float16.finite:
+        return "Overflows in float16", "bad"
+    if verified.drop is None:
+        if verified.agreement == 1:
+            return "Same class for every sample", "good"
+        return f"Same class for {formats.percent(verified.agreement)}", "open"
+    drop = verified.drop
+    if drop.low > 0:
+        return f"{formats.points(drop.value)} lower", "bad"
+    if drop.high <= KEPT_WITHIN and verified.agreement >= MIN_AGREEMENT:
+        return "Accuracy kept", "good"
+    return f"Undecided: up to {formats.points(drop.high)} lower", "open"
 
 
 def _top1(verified: Verification) -> str:
@@ -180,7 +181,7 @@ def _top1(verified: Verification) -> str:
     return f"top-1 {formats.percent(verified.onnx_top1)}, the student's {formats.percent(verified.student_top1)}"
 
 
-def _sparsity(layers: tuple[Layer, ...]) -> Card:
+def _sparsity(layers: tuple[Layer, ...], engines: tuple[Engine, ...]) -> Card:
     if not layers:
         return Card("2:4 sparsity", "No linear layers", (), "computed", "absent", "sparsity")
     sparse = [layer for layer in layers if layer.sparsity.pattern == "2:4"]
@@ -189,10 +190,17 @@ def _sparsity(layers: tuple[Layer, ...]) -> Card:
     lines = (
         f"they hold {formats.percent(share)} of the linear weights",
         f"eligible for sparse kernels: {eligible}",
-        "chosen: decided by TensorRT on the device" if eligible else "chosen: none can be",
+        _chosen(eligible, engines),
     )
     state: State = "good" if sparse and eligible == len(sparse) else "open"
     return Card("2:4 sparsity", f"{len(sparse)} of {len(layers)} linears", lines, "computed", state, "sparsity")
+
+
+def _chosen(eligible: int, engines: tuple[Engine, ...]) -> str:
+    counts = [engine.sparse_chosen for engine in engines if engine.sparse_chosen is not None]
+    if counts:
+        return f"chosen by TensorRT: {counts[-1]}"
+    return "chosen: decided by TensorRT on the device" if eligible else "chosen: none can be"
 
 
 def _target(plan: Plan, engines: Iterable[Engine]) -> str:
@@ -247,9 +255,9 @@ def _size(sizes: Sizes) -> Card:
         return Card("Size", "No 2:4 layers", ("nothing to compress",), "computed", "absent", "sizes")
     lines = (
         f"2:4 layers: {formats.size(sizes.pruned_fp32)} in FP32 → {formats.size(sizes.pruned_compressed)}",
-        f"every initializer: {formats.times(sizes.total_ratio)} smaller",
+        f"every parameter: {formats.times(sizes.total_ratio)} smaller",
     )
-    return Card("Size", f"{formats.times(sizes.pruned_ratio)} smaller", lines, "computed", "good", "sizes")
+    return Card("Size", f"2:4 weights {formats.times(sizes.pruned_ratio)} smaller", lines, "computed", "good", "sizes")
 
 
 def _engine(manifest: Manifest) -> Card:

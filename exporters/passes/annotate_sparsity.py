@@ -29,7 +29,7 @@ class AnnotateSparsity:
         """Annotate every linear layer; the dense ones are reported as left alone."""
         changed, left = 0, []
         for linear in find_linears(model.graph):
-            found = sparsity_of(linear.values, linear.k_axis, self.rules)
+            found = sparsity_of(linear.values, linear.k_axis, self.rules, int8_output=linear.int8_output)
             props = {KEY: found.pattern, f"{KEY}.axis": str(found.axis), f"{KEY}.eligible": str(found.eligible).lower()}
             if found.reason:
                 props[f"{KEY}.reason"] = found.reason

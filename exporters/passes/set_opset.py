@@ -1,4 +1,4 @@
-"""Declare the opset that the target's parser takes, after proving that every operator exists there unchanged.
+"""Declare the opset that the target's parser takes, after checking that it has every operator as it is used here.
 
 Nothing is rewritten: an operator fits if the target opset has it and knows each attribute and input that the node uses.
 What a newer version of an operator added, types and attributes with defaults, a graph that does not use it does not

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.convert import Conversion
+from deploy.conversion import Conversion
 from deploy.demo import demo
 
 

@@ -9,6 +9,7 @@ import pytest
 from deploy import build as building
 from deploy import environment, tensorrt_api
 from deploy.build import build, build_on_device, summary
+from deploy.bundle import hash_files
 from deploy.finish import finish
 from deploy.tensorrt_api import ShapeRange, build_engine
 from profiles.device import load_device
@@ -61,10 +62,20 @@ def test_device_engine_is_not_built_on_something_else(tmp_path: Path, profile: s
     assert "gpusq build" in caught.value.hint
 
 
-def test_device_engine_is_not_built_on_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "gpus", lambda: (environment.Gpu("NVIDIA L4", "8.9", "580.65"),))
-    with pytest.raises(GpusqError, match="built on NVIDIA A100 SXM 80 GB, and the GPU of this host is NVIDIA L4"):
-        build_on_device(tmp_path, load_device("a100"))
+@pytest.mark.parametrize(
+    ("profile", "gpu", "capability"),
+    [
+        ("a100", "NVIDIA L4", "8.9"),
+        ("a100", "NVIDIA A30", "8.0"),
+        ("agx-orin", "NVIDIA Jetson Orin Nano Developer Kit", "8.7"),
+    ],
+)
+def test_device_engine_is_not_built_on_another_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, gpu: str, capability: str
+) -> None:
+    monkeypatch.setattr(building, "gpus", lambda: (environment.Gpu(gpu, capability, "580.65"),))
+    with pytest.raises(GpusqError, match=f"and the GPU of this host is {gpu}"):
+        build_on_device(tmp_path, load_device(profile))
 
 
 def test_without_the_compiler_the_plan_is_missing_and_the_bundle_says_so(
@@ -75,7 +86,7 @@ def test_without_the_compiler_the_plan_is_missing_and_the_bundle_says_so(
     result = build(tmp_path, load_device("a100"), name="out/a100")
     assert (result.engines, result.plan) == ((), None)
     assert [missing.what for missing in result.missing] == ["TensorRT engine", "compiled plan"]
-    assert "gpusq[rtx]" in result.missing[1].how
+    assert result.missing[1].how == "pip install tensorrt-rtx"
     assert "TensorRT engine missing" in summary(result)
 
 
@@ -84,14 +95,14 @@ def test_finishing_a_bundle_off_its_device_changes_nothing(bundles: dict[str, Pa
     bundle = tmp_path / "a100"
     shutil.copytree(bundles["a100"], bundle)
     before = {path.name: path.stat().st_mtime_ns for path in bundle.iterdir()}
-    with pytest.raises(GpusqError, match="TensorRT engine cannot be built here"):
+    with pytest.raises(GpusqError, match="the TensorRT engine cannot be built here"):
         finish(bundle)
     assert {path.name: path.stat().st_mtime_ns for path in bundle.iterdir()} == before
     assert list(tmp_path.iterdir()) == [bundle]
 
 
 def test_finishing_a_finished_bundle_is_refused(bundles: dict[str, Path]) -> None:
-    with pytest.raises(GpusqError, match="has every engine already"):
+    with pytest.raises(GpusqError, match="has its engine already"):
         finish(bundles["cpu"])
 
 
@@ -111,4 +122,8 @@ def test_finishing_puts_the_engine_into_manifest_and_report(
     assert manifest.missing == ()
     assert [engine.file for engine in manifest.engines] == ["engine.sm80.rtx", "engine.tensorrt"]
     assert (bundle / "engine.tensorrt").stat().st_size == manifest.files["engine.tensorrt"].bytes
+    assert manifest.engines[1].built_on == "NVIDIA A100-SXM4-80GB, driver or Jetson Linux 580.65"
+    assert manifest.engines[1].sparse_chosen is None
+    assert "Layers:" in (bundle / "engine.tensorrt.log").read_text()
     assert "engine.tensorrt" in (bundle / "report.md").read_text()
+    assert manifest.files == hash_files(bundle)

@@ -30,7 +30,7 @@ def test_bundles_take_their_places_together(tmp_path: Path) -> None:
     with staged(out, ["a", "b"]) as staging:
         make_bundle(staging / "a", "new a")
         make_bundle(staging / "b", "new b")
-        assert sorted(path.name for path in out.iterdir()) == [".staging"]
+        assert sorted(path.name for path in out.iterdir()) == [".gpusq-staging"]
     assert (content(out / "a"), content(out / "b")) == ("new a", "new b")
     assert sorted(path.name for path in out.iterdir()) == ["a", "b"]
 
@@ -87,9 +87,9 @@ def test_refuses_while_another_process_writes(tmp_path: Path) -> None:
 
 
 def test_clears_what_a_killed_process_left(tmp_path: Path) -> None:
-    make_bundle(tmp_path / ".staging" / "a", "half")
-    make_bundle(tmp_path / ".replaced-a", "old a")
-    make_bundle(tmp_path / ".replaced-b", "old b")
+    make_bundle(tmp_path / ".gpusq-staging" / "a", "half")
+    make_bundle(tmp_path / ".gpusq-replaced-a", "old a")
+    make_bundle(tmp_path / ".gpusq-replaced-b", "old b")
     make_bundle(tmp_path / "b", "new b")
     with pytest.raises(RuntimeError), staged(tmp_path, ["a"]):
         raise RuntimeError

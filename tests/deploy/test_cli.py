@@ -122,6 +122,11 @@ BAD_INPUT = {
     "unknown profile": (["--profile", "agx-orn"], "no device profile 'agx-orn' (did you mean 'agx-orin'?)"),
     "missing data": (["--profile", "cpu", "--data", "nowhere.npz"], "no samples in nowhere.npz"),
     "missing baseline": (["--profile", "cpu", "--baseline", "nowhere"], "no such file: nowhere"),
+    "a baseline nobody measures": (
+        ["--profile", "a100", "--baseline", "x"],
+        "a baseline is measured on this host's CPU",
+    ),
+    "the same profile twice": (["--profile", "cpu", "--profile", "cpu"], "two profiles would write the bundle 'cpu'"),
     "missing profile file": (["--profile", "nowhere.toml"], "no such file: nowhere.toml"),
 }
 
@@ -132,9 +137,19 @@ def test_bad_option_is_one_error_with_a_hint_and_leaves_nothing(tmp_path: Path, 
     code, out, err = run("convert", str(student_path()), "--out", str(tmp_path / "out"), *options)
     first, second = err.splitlines()
     assert (code, out) == (1, "")
-    assert first == f"Error: {message}"
+    assert first.startswith(f"Error: {message}")
     assert second.startswith("Hint: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_path_that_the_system_refuses_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "out", tmp_path / ("x" * 300)):
+        code, _, err = run("convert", str(student_path()), "--profile", "cpu", "--out", str(out))
+        assert code == 1
+        assert err.startswith("Error: ")
+        assert "Hint: " in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_missing_argument_is_a_usage_error() -> None:

@@ -25,6 +25,14 @@ def test_reads_the_gpus_of_the_driver(tmp_path: Path, monkeypatch: pytest.Monkey
     )
 
 
+def test_asks_only_for_the_gpus_that_cuda_may_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tool(tmp_path, 'echo "$@, 8.0, 580"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(environment, "jetson", lambda: None)
+    assert "--id=1" in environment.gpus()[0].name
+
+
 def test_driver_that_does_not_answer_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tool(tmp_path, "echo 'NVIDIA-SMI has failed'; exit 9")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -49,7 +57,7 @@ def test_knows_a_jetson_by_its_device_tree(
     monkeypatch.setattr(environment, "_L4T_RELEASE", tmp_path / "release")
     (gpu,) = environment.gpus()
     assert (gpu.name, gpu.compute_capability, gpu.driver) == (model.strip("\0"), capability, "36.4.3")
-    assert doctor.diagnose().host["jetpack"] == "Jetson Linux 36.4.3"
+    assert doctor.diagnose().host["jetson linux"] == "36.4.3"
 
 
 def test_other_boards_are_no_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,10 +54,21 @@ def wrong_shapes(path: Path) -> None:
     write_student(path, type(student)(**{**vars(student), "tensors": tensors}))
 
 
+def torch_archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("student/data.pkl", b"\x80\x02.")
+
+
+def cut_archive(path: Path) -> None:
+    path.write_bytes(b"PK\x03\x04 cut")
+
+
 CHECKPOINTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "truncated": (truncated, ["is not a whole safetensors file"]),
     "a plain pickle": (plain_pickle, ["is a Python pickle"]),
     "tensors that do not fit": (wrong_shapes, ["pos_embed", "norm.weight"]),
+    "a torch.save file": (torch_archive, ["is a torch.save file"]),
+    "a zip that is cut off": (cut_archive, ["is not a whole safetensors file"]),
     "an empty file": (lambda path: path.touch(), ["is not a whole safetensors file"]),
     "missing": (lambda path: None, ["no such file"]),
 }
@@ -100,12 +111,14 @@ def test_full_disk_is_one_error_and_leaves_nothing(small_disk: Path, profile: st
     assert list(small_disk.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
-def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "stage"),
+    [(signal.SIGINT, 1, "."), (signal.SIGINT, 1, "a100/model.onnx"), (signal.SIGTERM, 143, "a100/model.onnx")],
+)
+def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int, stage: str) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(command(student_path(), out), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (out / ".staging").exists())
-    time.sleep(1)
+    wait_for(lambda: (out / ".gpusq-staging" / stage).exists())
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
@@ -115,8 +128,8 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals, c
 
 def test_killed_at_any_stage_and_run_again_it_finishes(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for delay in random.Random(0).sample([0.0, 2.0, 5.0, 7.5, 9.0, 10.5, 12.0], 4):
-        kill_after(delay, command(student_path(), out), out)
+    for appears in (".", "a100", "a100/model.onnx", "a100/engine.sm80.rtx", "a100/report.html"):
+        kill_when(appears, command(student_path(), out), out)
     assert run(student_path(), out).returncode == 0
     assert_whole(out / "a100")
 
@@ -124,7 +137,7 @@ def test_killed_at_any_stage_and_run_again_it_finishes(tmp_path: Path) -> None:
 def test_of_two_into_one_folder_one_refuses_and_neither_corrupts(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = subprocess.Popen(command(student_path(), out), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (out / ".staging").exists())
+    wait_for(lambda: (out / ".gpusq-staging").exists())
     second = run(student_path(), out)
     assert second.returncode == 1
     assert "another gpusq is writing to" in second.stderr
@@ -171,12 +184,14 @@ def test_newer_or_changed_manifest_is_refused(
     assert words in done.stderr
 
 
-def kill_after(delay: float, arguments: list[str], out: Path) -> None:
+def kill_when(appears: str, arguments: list[str], out: Path) -> None:
+    """Kill the process as soon as that file is in the half-made bundle."""
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: (out / ".staging").exists())
-    time.sleep(delay)
+    wait_for(lambda: (out / ".gpusq-staging" / appears).exists())
+    assert process.poll() is None
     process.kill()
     process.wait()
+    assert (out / ".gpusq-staging" / appears).exists()
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float = 60) -> None:

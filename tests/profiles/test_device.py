@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from profiles.device import DEVICES_DIR, Alignment, Device, list_devices, load_device
+from profiles.device import DEVICES_DIR, Device, list_devices, load_device
 from profiles.errors import GpusqError
 
 OWN = """
@@ -63,7 +63,7 @@ def test_the_two_gpus_take_different_graphs() -> None:
     assert (a100.onnx.opset, a100.onnx.attention) == (23, "op")
     assert (orin.onnx.opset, orin.onnx.attention) == (20, "matmul")
     assert a100.sparse is not None
-    assert a100.sparse.int8 == Alignment(k=32, n=8)
+    assert a100.sparse.int8_k_multiple == 32
     assert (cpu.sparse, cpu.ahead_of_time) == (None, None)
 
 
@@ -101,7 +101,7 @@ def test_a_users_own_file_is_read_by_its_path(tmp_path: Path) -> None:
         ("opset = 20", "opset = 9", "onnx.opset: input should be greater than or equal to 13"),
         ("opset = 20\n", "", "onnx.opset: field required"),
         ('title = "my board"', "", "title: field required"),
-        ('"tensorrt"', '"tensorflow"', "runtime: input should be 'tensorrt', 'tensorrt-rtx' or 'onnxruntime'"),
+        ('"tensorrt"', '"tensorflow"', "runtime: input should be 'tensorrt' or 'onnxruntime'"),
         ('"SM86"', '"8.6"', r"ahead_of_time.compute_capability: string should match pattern '^SM\d+$'"),
         ("nearest = true", 'nearest = "perhaps"', "ahead_of_time.nearest: input should be a valid boolean"),
     ],

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import pytest
 
 from exporters.passes.annotate_sparsity import KEY, AnnotateSparsity
 from exporters.passes.outcome import LeftAlone
-from profiles.device import Alignment, SparseKernels
+from profiles.device import SparseKernels
 
 Run = Callable[..., npt.NDArray[np.float32]]
-ANY_SIZE = Alignment(k=4, n=1)
-RULES = SparseKernels(int8=ANY_SIZE, float16=ANY_SIZE, source="this test", int8_needs_int8_output=False)
+RULES = SparseKernels(int8_k_multiple=4, float16_k_multiple=4, int8_wants_int8_output=False, source="this test")
 
 TWO_LAYERS = """
     <ir_version: 11, opset_import: ["": 23]>
@@ -65,6 +65,25 @@ def test_judges_the_stored_integers_behind_a_dq() -> None:
     model = ir.from_onnx_text(INT8_WEIGHT)
     AnnotateSparsity(RULES)(model)
     assert annotations_of(model) == {"dq": {}, "fc": {"": "2:4", "axis": "0", "eligible": "true"}}
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        ("[q] y = QuantizeLinear(t, s0, z0)", None),
+        ("[add] a = Add(t, b) [q] y = QuantizeLinear(a, s0, z0)", None),
+        ("[relu] r = Relu(t) [q] y = QuantizeLinear(r, s0, z0)", "no quantizer follows here"),
+    ],
+)
+def test_says_whether_the_output_is_int8_where_the_rules_ask_for_it(tail: str, reason: str | None) -> None:
+    text = INT8_WEIGHT.replace("float[N,1] y", "int8[N,1] y").replace("[fc] y", "[fc] t")
+    text = text.replace("int8[1] z = {0}>", "int8[1] z = {0}, float s0 = {0.5}, int8 z0 = {0}, float[1] b = {1}>")
+    model = ir.from_onnx_text(text.replace("MatMul(x, wd)", f"MatMul(x, wd) {tail}"))
+    AnnotateSparsity(RULES.model_copy(update={"int8_wants_int8_output": True}))(model)
+    found = annotations_of(model)["fc"]
+    assert found["eligible"] == "true"
+    assert ("reason" in found) == (reason is not None)
+    assert (reason or "") in found.get("reason", "")
 
 
 def test_replaces_what_another_target_was_told() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import onnx
 import onnx_ir as ir
 from pydantic import Field
 
@@ -17,11 +18,12 @@ from calibration.samples import Samples, load_samples, random_samples
 from deploy import bench, environment, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE
-from deploy.bundle import hash_file, hash_files, staged
+from deploy.bundle import hash_file, staged
+from deploy.finish import seal
+from deploy.gates import missed_gates
 from deploy.layers import layers_of, sizes_of, summary
-from deploy.manifest import FILE_NAME, Manifest, Measurement, Source
+from deploy.manifest import Manifest, Measurement, Source
 from deploy.progress import Progress
-from deploy.report import report
 from exporters.checkpoint import load_checkpoint, quantized_linears
 from exporters.lint import lint
 from exporters.student_file import StudentFile
@@ -74,9 +76,7 @@ def convert(
     Raises:
         GpusqError: something that was given cannot be used. Nothing is left behind then.
     """
-    devices = {_bundle_name(name): load_device(name) for name in profiles}
-    if not devices:
-        raise GpusqError("no device profile was given", hint="give --profile, such as --profile a100")
+    devices = _devices(profiles)
     job = _Job(
         checkpoint=Path(checkpoint),
         precision=precision,
@@ -85,7 +85,7 @@ def convert(
         out=Path(out),
         progress=progress or Progress(),
     )
-    job.load()
+    job.load(devices.values())
     with staged(job.out, list(devices)) as staging:
         manifests = [_convert_for(device, staging / name, job) for name, device in devices.items()]
     bundles = tuple(
@@ -105,24 +105,39 @@ class _Job:
     out: Path
     progress: Progress
     student: StudentFile = field(init=False)
-    teacher: StudentFile | None = field(init=False)
+    source: Source = field(init=False)
+    teacher: StudentFile | None = field(init=False, default=None)
+    teacher_source: Source | None = field(init=False, default=None)
     samples: Samples = field(init=False)
 
-    def load(self) -> None:
+    def load(self, devices: Collection[Device]) -> None:
         """Read everything that the user gave, so that a mistake is found before any work is done."""
-        self.student = load_checkpoint(self.checkpoint)
-        self.teacher = None if self.baseline is None else load_checkpoint(self.baseline)
+        self.student, self.source = _load(self.checkpoint)
         if self.precision == "int8" and not self.student.weight_scales:
             raise GpusqError(
                 f"{self.checkpoint} has no trained scales, so it cannot be converted to int8",
                 hint="use --precision fp16, or give a student that was trained quantized",
             )
+        if self.baseline is not None:
+            self._load_baseline(self.baseline, devices)
         if self.data is None:
             self.samples = random_samples(self.student.inputs, RANDOM_SAMPLES)
         else:
             self.samples = load_samples(self.data, self.student.inputs)
         kept = f"{len(self.student.weight_scales)} INT8 linears" if self.student.weight_scales else "float"
         self.progress.found("checkpoint", f"{self.student.model.rpartition(':')[2]}, {kept}, {self.checkpoint.name}")
+
+    def _load_baseline(self, baseline: Path, devices: Collection[Device]) -> None:
+        if all(device.runtime != "onnxruntime" for device in devices):
+            raise GpusqError(
+                "a baseline is measured on this host's CPU, and no profile asks for that",
+                hint="add --profile cpu, or leave out --baseline",
+            )
+        self.teacher, self.teacher_source = _load(baseline)
+        if self.teacher.inputs != self.student.inputs:
+            raise GpusqError(
+                f"{baseline} takes other inputs than {self.checkpoint}", hint="a baseline answers the same question"
+            )
 
     @property
     def quantized(self) -> bool:
@@ -150,16 +165,6 @@ class _Job:
         make = fake_quant_module if self.quantized else build_module
         return verify.reference_logits(make(self.student), self.samples)
 
-    @cached_property
-    def source(self) -> Source:
-        """The student's checkpoint."""
-        return _source(self.checkpoint, self.student)
-
-    @cached_property
-    def baseline_source(self) -> Source | None:
-        """The baseline's checkpoint."""
-        return None if self.teacher is None or self.baseline is None else _source(self.baseline, self.teacher)
-
 
 def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
     bundle.mkdir()
@@ -171,6 +176,7 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
     passes = surgery(model, target)
     _check(model, device)
     ir.save(model, bundle / MODEL_FILE)
+    onnx.checker.check_model(bundle / MODEL_FILE, full_check=True)
     layers = layers_of(model, device)
     progress.found("surgery", f"{said} {', '.join(f'{step.name} {step.changed}' for step in passes)}")
     progress.found("sparsity", f"{said} {summary(layers)}")
@@ -187,13 +193,20 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
     if measured:
         progress.found("bench", f"{said} {bench.summary(measured)}")
 
+    missed = missed_gates(
+        layers, built.plan, verified, given_samples=job.data is not None, float_type=target.float_type
+    )
+    for sentence in missed:
+        progress.found("gate missed", f"{said} {sentence}")
+
     manifest = Manifest(
         gpusq=environment.versions().get("gpusq", "unknown"),
         created=_now(),
         profile=device.name,
         device=device.title,
+        device_profile=device,
         student=job.source,
-        baseline=job.baseline_source,
+        baseline=job.teacher_source if measured else None,
         precision_asked=job.precision,
         precision=_precision_name(job.quantized, target.float_type),
         float_type=target.float_type,
@@ -208,11 +221,11 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
         plan=built.plan,
         verified=verified,
         measured=measured,
-        files=hash_files(bundle),
+        gates_missed=missed,
+        files={},
     )
-    report(manifest, bundle)
-    manifest = manifest.model_copy(update={"files": hash_files(bundle)})
-    (bundle / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    with progress.working("writing the report"):
+        manifest = seal(manifest, bundle)
     progress.found("report", str(job.out / bundle.name / "report.html"))
     return manifest
 
@@ -258,8 +271,23 @@ def _baseline(device: Device, bundle: Path, teacher: StudentFile, path: Path) ->
     return bench.Contender(path.name, "fp32", file)
 
 
-def _source(path: Path, student: StudentFile) -> Source:
-    return Source(
+def _devices(profiles: Sequence[str]) -> dict[str, Device]:
+    """The profiles by the name of their bundle."""
+    devices: dict[str, Device] = {}
+    for profile in profiles:
+        name = Path(profile).stem if profile.endswith(".toml") else profile
+        if name in devices:
+            raise GpusqError(f"two profiles would write the bundle '{name}'", hint="convert them into two folders")
+        devices[name] = load_device(profile)
+    if not devices:
+        raise GpusqError("no device profile was given", hint="give --profile, such as --profile a100")
+    return devices
+
+
+def _load(path: Path) -> tuple[StudentFile, Source]:
+    """A checkpoint, and where it came from; the hash is that of the file just read."""
+    student = load_checkpoint(path)
+    return student, Source(
         file=path.name,
         sha256=hash_file(path).sha256,
         model=student.model,
@@ -270,10 +298,6 @@ def _source(path: Path, student: StudentFile) -> Source:
 
 def _precision_name(quantized: bool, float_type: FloatType) -> str:
     return "int8" if quantized else {"float32": "fp32", "float16": "fp16"}[float_type]
-
-
-def _bundle_name(profile: str) -> str:
-    return Path(profile).stem if profile.endswith(".toml") else profile
 
 
 def _now() -> str:
