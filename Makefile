@@ -20,7 +20,8 @@ lint: $(VENV)/dev.installed
 	$(BIN)/lint-imports
 
 docs: $(VENV)/dev.installed
-	$(BIN)/python -m deploy.reference > docs/cli.md
+	$(BIN)/python -m deploy.reference > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
 
 clean:
 	rm -rf $(VENV) demo .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -7,8 +7,11 @@ scale keeps its float32 bits, and its node works in float32 between two Casts:
     x (f16) ─► Q, scale s (f16)                    s is a float16 number
     x (f16) ─► Cast f32 ─► Q, scale s (f32)        it is not; likewise DQ ─► Cast f16
 
-Both compile to INT8 GEMMs with the same number of kernels; behind a float16 scale the GEMM writes Half, behind a
-float32 one it writes Float, twice the bytes. So train with scales that float16 can hold.
+An input that reaches nothing but quantizers, through data movement alone, is quantized from float32: rounding it to
+float16 first would cost accuracy and save nothing. Its quantizer reads the same scale in float32.
+
+Both ways of holding a scale compile to INT8 GEMMs with the same number of kernels; behind a float16 scale the GEMM
+writes Half, behind a float32 one it writes Float, twice the bytes. So train with scales that float16 can hold.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from exporters.to_onnx import MODULE_KEY
 from profiles.errors import GpusqError
 
 _F16, _F32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
+# Operators that move their first input and compute nothing.
+_MOVES = frozenset({"Pad", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Identity"})
 
 
 @dataclass(frozen=True)
@@ -40,18 +45,64 @@ class TypeFloat16:
             GpusqError: a constant is beyond the range of float16.
         """
         graph = model.graph
+        islands = [island for value in graph.inputs if value.dtype == _F32 and (island := _island(value))]
         wide_scales = dict.fromkeys(value for node in graph if node.op_type in QDQ for value in _inexact_scale(node))
-        constants = [value for value in graph.initializers.values() if value.dtype == _F32 and value not in wide_scales]
-        inputs = [value for value in graph.inputs if value.dtype == _F32 and not _is_cast_only(value)]
+        wide = {*wide_scales, *(scale for island in islands for scale in island.own_scales())}
+        constants = [value for value in graph.initializers.values() if value.dtype == _F32 and value not in wide]
+        inputs = [v for v in graph.inputs if v.dtype == _F32 and not _is_cast_only(v) and not _island(v)]
         if changed := len(constants) + len(inputs):
             for value in constants:
                 _type_constant(value)
-            _type_tensors(graph)
+            _type_tensors(graph, keep={value for island in islands for value in island.tensors})
             inserter = Inserter(graph)
+            for island in islands:
+                island.widen_scales(inserter)
             _cast_inputs_and_outputs(graph, inserter, inputs)
-            _cast_around_wide_scales(graph, inserter, wide_scales)
+            reading_floats = {node for island in islands for node in island.quantizers}
+            _cast_around_wide_scales(graph, inserter, wide_scales, besides=reading_floats)
         why = "it is no float16 number: kept in float32, and its GEMM writes Float, not Half"
         return Outcome("type float16", changed, tuple(LeftAlone(value.name or "", why) for value in wide_scales))
+
+
+@dataclass(frozen=True)
+class _Island:
+    """The tensors between a graph input and the quantizers that read it, through data movement alone."""
+
+    tensors: frozenset[ir.Value]
+    quantizers: tuple[ir.Node, ...]
+
+    def own_scales(self) -> list[ir.Value]:
+        """The scales that nothing but these quantizers read."""
+        scales = [scale for node in self.quantizers if (scale := node.inputs[1]) is not None]
+        return [scale for scale in scales if all(node in self.quantizers for node, _ in scale.uses())]
+
+    def widen_scales(self, inserter: Inserter) -> None:
+        """Let the quantizers read their scale in float32, the type of what they quantize; the values are the same."""
+        for node in self.quantizers:
+            scale = node.inputs[1]
+            if scale is not None and scale.dtype == _F16:
+                array = array_of(scale).astype(np.float32)
+                node.replace_input_with(1, inserter.initializer(f"{scale.name}_float32", array))
+
+
+def _island(start: ir.Value) -> _Island | None:
+    """What can stay float32 behind a graph input; None if anything else than a quantizer reads it in the end."""
+    tensors, quantizers, waiting = [start], [], [start]
+    while waiting:
+        for node, index in waiting.pop().uses():
+            if index == 0 and node.op_type == "QuantizeLinear":
+                quantizers.append(node)
+            elif index == 0 and node.op_type in _MOVES and not _reads_a_float(node):
+                tensors.extend(node.outputs)
+                waiting.extend(node.outputs)
+            else:
+                return None
+    return _Island(frozenset(tensors), tuple(quantizers)) if quantizers else None
+
+
+def _reads_a_float(node: ir.Node) -> bool:
+    """Whether a further input is a float, such as the value that Pad fills in: it must have the type of the first."""
+    return any(value is not None and value.dtype == _F32 for value in node.inputs[1:])
 
 
 def _inexact_scale(node: ir.Node) -> list[ir.Value]:
@@ -84,12 +135,12 @@ def _type_constant(value: ir.Value) -> None:
     value.type = ir.TensorType(_F16)
 
 
-def _type_tensors(graph: ir.Graph) -> None:
+def _type_tensors(graph: ir.Graph, keep: Collection[ir.Value]) -> None:
     for node in graph:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == _F32:
             node.attributes["to"] = ir.AttrInt64("to", int(_F16))
         for value in node.outputs:
-            if value.dtype == _F32:
+            if value.dtype == _F32 and value not in keep:
                 value.type = ir.TensorType(_F16)
 
 
@@ -110,8 +161,12 @@ def _cast_inputs_and_outputs(graph: ir.Graph, inserter: Inserter, inputs: Sequen
         graph.outputs[index] = cast
 
 
-def _cast_around_wide_scales(graph: ir.Graph, inserter: Inserter, wide_scales: Collection[ir.Value]) -> None:
+def _cast_around_wide_scales(
+    graph: ir.Graph, inserter: Inserter, wide_scales: Collection[ir.Value], besides: Collection[ir.Node]
+) -> None:
     for node in [node for node in graph if node.op_type in QDQ and node.inputs[1] in wide_scales]:
+        if node in besides:
+            continue
         module = node.metadata_props.get(MODULE_KEY, "")
         if node.op_type == "QuantizeLinear":
             x = node.inputs[0]

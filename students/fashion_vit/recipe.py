@@ -30,7 +30,7 @@ from students.fashion_vit.quant import quantize
 class Recipe:
     """Every hyper-parameter of the three stages; epochs and learning rates are (dense, sparse, quantized)."""
 
-    epochs: tuple[int, int, int] = (20, 7, 4)
+    epochs: tuple[int, int, int] = (36, 7, 4)
     learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 3e-4)
     batch: int = 128
     warmup_steps: int = 200
