@@ -133,9 +133,7 @@ def test_an_input_is_quantized_from_float32_behind_data_movement(scale: float) -
     assert float(array_of(quantize.inputs[1])) == np.float32(scale)
     assert TypeFloat16()(model).changed == 0
     x = np.random.default_rng(0).standard_normal((64, 4), np.float32)  # no float16 numbers
-    before, after = (
-        ReferenceEvaluator(ir.to_proto(m)).run(None, {"x": x})[0] for m in (ir.from_onnx_text(text), model)
-    )
+    before, after = evaluated(ir.from_onnx_text(text), x), evaluated(model, x)
     assert np.abs(after - before).max() <= 2e-3 * np.abs(before).max()
 
 
