@@ -105,7 +105,7 @@ def test_inspect_shows_sparsity_and_qdq(bundles: dict[str, Path]) -> None:
     assert "25 of 26 linears 2:4 along K, 99.8 % of the weights" in text
     assert "6.40×" in text
     found = json.loads(run("inspect", str(bundles["cpu"] / "model.onnx"), "--profile", "a100", "--json")[1])
-    assert (found["schema"], found["profile"], len(found["layers"])) == (1, "a100", 26)
+    assert (found["schema"], found["profile"], len(found["layers"])) == (1, "a100-sxm-80gb", 26)
     assert found["layers"][0]["sparsity"]["eligible"] is True
 
 

@@ -664,6 +664,20 @@ def test_a_browser_draws_it_without_complaint(make: Callable[[], Manifest], widt
 
 
 @needs_chromium
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("profile", ["a100", "cpu"])
+def test_a_browser_draws_the_demonstration_without_complaint(
+    bundles: dict[str, Path], profile: str, width: int, tmp_path: Path
+) -> None:
+    page = (bundles[profile] / "report.html").read_text(encoding="utf-8")
+    seen = look_at(page, width, tmp_path)
+    assert seen.scroll_width <= width
+    assert all(number >= 2 for number in seen.marks.values())
+    assert seen.marks
+    assert (seen.requests, seen.problems, seen.console) == ([], [], [])
+
+
+@needs_chromium
 def test_the_file_itself_opens_without_complaint(tmp_path: Path) -> None:
     render(cpu_manifest(), tmp_path)
     dom, log = browse(tmp_path / "report.html", tmp_path)
