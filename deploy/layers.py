@@ -46,7 +46,7 @@ def summary(layers: Sequence[Layer]) -> str:
     pruned = [layer for layer in layers if layer.sparsity.pattern == "2:4"]
     weights = sum(layer.k * layer.n for layer in layers)
     share = sum(layer.k * layer.n for layer in pruned) / weights if weights else 0.0
-    return f"{len(pruned)} of {len(layers)} linears 2:4 along K, {share:.1%} of the weights".replace("%", " %")
+    return f"{len(pruned)} of {len(layers)} linears 2:4 along K, {100 * share:.1f} % of the weights"
 
 
 def _layer(linear: Linear, device: Device | None) -> Layer:

@@ -45,11 +45,13 @@ class TypeFloat16:
             GpusqError: a constant is beyond the range of float16.
         """
         graph = model.graph
-        islands = [island for value in graph.inputs if value.dtype == _F32 and (island := _island(value))]
+        floats = [value for value in graph.inputs if value.dtype == _F32]
+        island_of = {value: island for value in floats if (island := _island(value))}
+        islands = island_of.values()
         wide_scales = dict.fromkeys(value for node in graph if node.op_type in QDQ for value in _inexact_scale(node))
         wide = {*wide_scales, *(scale for island in islands for scale in island.own_scales())}
         constants = [value for value in graph.initializers.values() if value.dtype == _F32 and value not in wide]
-        inputs = [v for v in graph.inputs if v.dtype == _F32 and not _is_cast_only(v) and not _island(v)]
+        inputs = [value for value in floats if value not in island_of and not _is_cast_only(value)]
         if changed := len(constants) + len(inputs):
             for value in constants:
                 _type_constant(value)
