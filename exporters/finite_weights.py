@@ -1,0 +1,47 @@
+"""Find NaN and infinity in the weights, in slices, so that a mapped file never lies in memory as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+_SLICE = 1 << 22
+
+
+def not_finite(graph: ir.Graph) -> Iterator[str]:
+    """Yield what is wrong with each float initializer that holds NaN, or infinity outside a mask.
+
+    A constant of nothing but zeros, ones and infinities is a mask or a bound: attention adds -inf where it must not
+    look.
+    """
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point():
+            continue
+        if trouble := _trouble(np.asarray(tensor.numpy())):
+            yield f"initializer {name!r} holds {trouble}"
+
+
+def _trouble(array: npt.NDArray[Any]) -> str:
+    flat = array.reshape(-1)
+    infinite, weight = False, False
+    for start in range(0, flat.size, _SLICE):
+        part = flat[start : start + _SLICE]
+        finite = _is_finite(part)
+        if not finite.all():
+            if np.isnan(part[~finite].astype(np.float64)).any():
+                return "NaN"
+            infinite = True
+        weight = weight or bool(((part != 0) & (part != 1) & finite).any())
+    return "infinity" if infinite and weight else ""
+
+
+def _is_finite(part: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    if part.dtype in (ml_dtypes.float4_e2m1fn, ml_dtypes.float6_e2m3fn, ml_dtypes.float6_e3m2fn):
+        return np.ones(part.shape, np.bool_)
+    return np.asarray(np.isfinite(part))
