@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +29,17 @@ class InputSpec:
     """One input: its shape without the batch, and how a uint8 sample becomes the float that it takes."""
 
     shape: tuple[Annotated[int, Field(gt=0)], ...]
-    dtype: Literal["float32"]
-    scale: float
-    mean: float
-    std: Annotated[float, Field(gt=0)]
+    dtype: str
+    scale: float = 1.0
+    mean: float = 0.0
+    std: Annotated[float, Field(gt=0)] = 1.0
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Model inputs, float32 [N, …] by name, with labels [N] where they are known."""
+    """Model inputs [N, …] by name, with labels [N] where they are known."""
 
-    inputs: Mapping[str, npt.NDArray[np.float32]]
+    inputs: Mapping[str, npt.NDArray[Any]]
     labels: npt.NDArray[np.int64] | None
     source: str
     sha256: str
@@ -63,7 +63,10 @@ def load_samples(path: Path, specs: Mapping[str, InputSpec]) -> Samples:
         unlabelled = next(file for file, part in zip(files, parts, strict=True) if LABEL not in part)
         raise GpusqError(f"{unlabelled} has no labels, other files do", hint=f"add '{LABEL}', or remove it everywhere")
     return Samples(
-        inputs={name: np.concatenate([part[name] for part in parts]).astype(np.float32, copy=False) for name in specs},
+        inputs={
+            name: np.concatenate([part[name] for part in parts]).astype(spec.dtype, copy=False)
+            for name, spec in specs.items()
+        },
         labels=np.concatenate(labels).astype(np.int64, copy=False) if labels else None,
         source=path.resolve().name,
         sha256=_digest(*(file.read_bytes() for file in files)),
@@ -71,11 +74,18 @@ def load_samples(path: Path, specs: Mapping[str, InputSpec]) -> Samples:
 
 
 def random_samples(specs: Mapping[str, InputSpec], count: int, *, seed: int = 0) -> Samples:
-    """Return `count` samples from the standard normal distribution."""
+    """Return `count` samples: floats from the standard normal distribution, integers and truths 0 or 1."""
     random = np.random.default_rng(seed)
-    inputs = {name: random.standard_normal((count, *spec.shape), np.float32) for name, spec in specs.items()}
+    inputs = {name: _random(spec, count, random) for name, spec in specs.items()}
     source = f"{count} random inputs (standard normal, seed {seed})"
     return Samples(inputs, None, source, _digest(*(array.tobytes() for array in inputs.values())))
+
+
+def _random(spec: InputSpec, count: int, random: np.random.Generator) -> npt.NDArray[np.generic]:
+    shape = (count, *spec.shape)
+    if np.issubdtype(np.dtype(spec.dtype), np.floating):
+        return random.standard_normal(shape, np.float32).astype(spec.dtype, copy=False)
+    return random.integers(0, 2, shape).astype(spec.dtype)
 
 
 def _read(file: Path, specs: Mapping[str, InputSpec]) -> dict[str, npt.NDArray[np.generic]]:
@@ -110,6 +120,10 @@ def _as_input(file: Path, name: str, array: npt.NDArray[np.generic], spec: Input
         raise GpusqError(
             f"{file}: '{name}' is {found}, the model takes {expected}", hint="resize or reorder the samples"
         )
+    if not np.issubdtype(np.dtype(spec.dtype), np.floating):
+        if array.dtype.kind not in "iub":
+            raise GpusqError(f"{file}: '{name}' is {array.dtype.name}", hint=f"store it as {spec.dtype}")
+        return array
     if array.dtype == np.uint8:
         return ((array.astype(np.float32) * np.float32(spec.scale)) - np.float32(spec.mean)) / np.float32(spec.std)
     if not np.issubdtype(array.dtype, np.floating):

@@ -26,6 +26,7 @@ from deploy.progress import Advance
 
 RAW_FILE = "latency.csv"
 Array = npt.NDArray[np.float64]
+Feed = Mapping[str, npt.NDArray[np.generic]]
 _MILLISECONDS = 1e3
 _RESAMPLES_AT_ONCE = 100
 
@@ -43,7 +44,6 @@ class Contender:
 class BenchOptions:
     """How long to measure, and how."""
 
-    batch: int = 1
     seconds: float = 8.0
     min_pairs: int = 200
     max_pairs: int = 5000
@@ -54,7 +54,7 @@ class BenchOptions:
 def bench(
     student: Contender,
     baseline: Contender | None,
-    shapes: Mapping[str, tuple[int, ...]],
+    feed: Feed,
     raw: Path,
     options: BenchOptions | None = None,
     *,
@@ -65,21 +65,20 @@ def bench(
     Args:
         student: the model that is measured.
         baseline: what it is compared with.
-        shapes: the shape of each input, without the batch.
+        feed: one batch of each input, [batch, …].
         raw: the file for the samples: pair, model, latency_ms.
         options: how long and how.
         progress: is told the share that is done.
     """
     options = options or BenchOptions()
     random = np.random.default_rng(options.seed)
-    feed = {name: random.standard_normal((options.batch, *shape), np.float32) for name, shape in shapes.items()}
     contenders = [student] if baseline is None else [student, baseline]
     sessions = [open_session(contender.model) for contender in contenders]
     for session in sessions:
         _warm_up(session, feed)
     samples = _interleave(sessions, feed, options, random, progress)
     _write(raw, samples, ["student", "baseline"][: len(contenders)])
-    return _measurement(contenders, samples, raw.name, options)
+    return _measurement(contenders, samples, raw.name, len(next(iter(feed.values()))), options)
 
 
 def percentile(samples: Array, p: float) -> Array:
@@ -89,7 +88,7 @@ def percentile(samples: Array, p: float) -> Array:
     return np.sort(samples, axis=-1)[..., index]
 
 
-def _warm_up(session: Any, feed: Mapping[str, npt.NDArray[np.float32]], *, window: int = 20, limit: int = 25) -> None:
+def _warm_up(session: Any, feed: Feed, *, window: int = 20, limit: int = 25) -> None:
     """Run windows of calls until a window's median is no longer below the best one by more than 2 %."""
     best = float("inf")
     for _ in range(limit):
@@ -99,7 +98,7 @@ def _warm_up(session: Any, feed: Mapping[str, npt.NDArray[np.float32]], *, windo
         best = median
 
 
-def _time(session: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> float:
+def _time(session: Any, feed: Feed) -> float:
     start = time.perf_counter()
     session.run(None, feed)
     return (time.perf_counter() - start) * _MILLISECONDS
@@ -107,7 +106,7 @@ def _time(session: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> float:
 
 def _interleave(
     sessions: list[Any],
-    feed: Mapping[str, npt.NDArray[np.float32]],
+    feed: Feed,
     options: BenchOptions,
     random: np.random.Generator,
     progress: Advance,
@@ -127,14 +126,16 @@ def _interleave(
     return np.asarray(pairs).T
 
 
-def _measurement(contenders: list[Contender], samples: Array, raw: str, options: BenchOptions) -> Measurement:
+def _measurement(
+    contenders: list[Contender], samples: Array, raw: str, batch: int, options: BenchOptions
+) -> Measurement:
     timings = [_timing(contender, row, options) for contender, row in zip(contenders, samples, strict=True)]
     speedup = _bootstrap(samples[1] / samples[0], _median, options) if len(contenders) > 1 else None
     return Measurement(
         device=processor(),
         runtime=f"onnxruntime {runtime_version()}, CPU",
         threads=cores(),
-        batch=options.batch,
+        batch=batch,
         pairs=samples.shape[1],
         student=timings[0],
         baseline=timings[1] if len(timings) > 1 else None,

@@ -63,6 +63,25 @@ def staged(out: Path, names: Sequence[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def staged_files(file: Path) -> Iterator[Path]:
+    """Yield a path to write `file` at; on leaving, it and what was written beside it take their places, `file` last.
+
+    Raises:
+        GpusqError: the folder cannot be written, or another gpusq is writing in it.
+    """
+    made = _make(file.parent)
+    try:
+        with _locked(file.parent), _staging(file.parent) as staging:
+            yield staging / file.name
+            for part in sorted(staging.iterdir(), key=lambda part: part.name == file.name):
+                part.replace(file.parent / part.name)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only where it stayed empty
+
+
+@contextlib.contextmanager
 def staged_copy(bundle: Path) -> Iterator[Path]:
     """Yield a copy of `bundle` to work on; on leaving, it takes the bundle's place, unless the block raised.
 

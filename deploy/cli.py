@@ -76,8 +76,69 @@ out_option = click.option(
 )
 
 
+def student_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say about a checkpoint what it does not say itself."""
+    for option in reversed(
+        [
+            click.option(
+                "--model",
+                metavar="SPEC",
+                help="Architecture of a state dict: timm:NAME, torchvision:NAME, hf:DIR or package.module:factory.",
+            ),
+            click.option(
+                "--input",
+                "inputs",
+                multiple=True,
+                metavar="NAME=1x3x224x224[:TYPE]",
+                help="An input of the model, where that cannot be found out.",
+            ),
+            click.option(
+                "--dynamic",
+                multiple=True,
+                metavar="NAME:AXIS",
+                help="An axis that may vary; NAME may be '*'. All others are fixed.",
+            ),
+            click.option("--trust-code", is_flag=True, help="Run the code that the checkpoint brings along."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _load_options(model: str | None, inputs: tuple[str, ...], dynamic: tuple[str, ...], trust_code: bool) -> Any:
+    from exporters.checkpoint import LoadOptions
+    from exporters.signature import parse_input
+
+    return LoadOptions(model, tuple(map(parse_input, inputs)), dynamic, trust_code)
+
+
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
+@student_options
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
+@click.option("--opset", type=click.IntRange(18, 23), default=23, show_default=True, help="Opset of the graph.")
+@json_option
+def export(
+    checkpoint: Path,
+    model: str | None,
+    inputs: tuple[str, ...],
+    dynamic: tuple[str, ...],
+    trust_code: bool,
+    out: Path,
+    opset: int,
+    as_json: bool,
+) -> None:
+    """Export CHECKPOINT, a file or a folder of any kind, as one clean ONNX file with its trained scales."""
+    from deploy.export import export as run
+
+    options = _load_options(model, inputs, dynamic, trust_code)
+    done = run(checkpoint, out, options, opset=opset, progress=_progress())
+    _print(done.model_dump_json(indent=2, by_alias=True), lambda: click.echo(done.to_text()), as_json)
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@student_options
 @click.option("--profile", "profiles", multiple=True, required=True, help="Device profile; may be given several times.")
 @out_option
 @click.option(
@@ -94,6 +155,10 @@ out_option = click.option(
 @json_option
 def convert(
     checkpoint: Path,
+    model: str | None,
+    inputs: tuple[str, ...],
+    dynamic: tuple[str, ...],
+    trust_code: bool,
     profiles: tuple[str, ...],
     out: Path,
     precision: str,
@@ -108,6 +173,7 @@ def convert(
         checkpoint,
         profiles=profiles,
         out=out,
+        options=_load_options(model, inputs, dynamic, trust_code),
         precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
         data=data,
         baseline=baseline,
@@ -176,11 +242,11 @@ def doctor(quiet: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="MODEL|BUNDLE|CHECKPOINT", type=click.Path(path_type=Path))
 @click.option("--profile", help="Judge the sparsity by this profile's kernels; a bundle names its own.")
 @json_option
 def inspect(path: Path, profile: str | None, as_json: bool) -> None:
-    """Show the sparsity and the Q/DQ of each linear layer in an ONNX model or a bundle."""
+    """Show the sparsity and the Q/DQ of each linear layer in a model or a bundle, or what a checkpoint holds."""
     from deploy.inspect import inspect as run
 
     found = run(path, profile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +25,11 @@ from deploy.gates import missed_gates
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.manifest import Manifest, Measurement, Source
 from deploy.progress import Progress
-from exporters.checkpoint import load_checkpoint, quantized_linears
+from exporters.checkpoint import LoadOptions, load_student
+from exporters.graph_student import GraphStudent
 from exporters.lint import lint
-from exporters.student_file import StudentFile
+from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target, surgery
-from exporters.to_onnx import to_onnx
 from profiles.device import Device, FloatType, load_device
 from profiles.errors import GpusqError
 from profiles.record import Record
@@ -57,6 +58,7 @@ def convert(
     *,
     profiles: Sequence[str],
     out: str | Path,
+    options: LoadOptions | None = None,
     precision: Precision = "auto",
     data: str | Path | None = None,
     baseline: str | Path | None = None,
@@ -65,9 +67,10 @@ def convert(
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
 
     Args:
-        checkpoint: the student, a file of `exporters.student_file`.
+        checkpoint: the student, a file or a folder of any kind that `exporters.checkpoint` knows.
         profiles: names, aliases or paths of device profiles.
         out: the folder for the bundles; new, empty, or holding bundles, which are replaced.
+        options: what the checkpoint does not say about itself.
         precision: `auto` keeps what was trained; `int8` asks for it; `fp16` and `fp32` drop the trained quantization.
         data: samples to verify with, an .npz or a folder of them; random inputs without it.
         baseline: a dense checkpoint to measure against, in FP32.
@@ -79,6 +82,7 @@ def convert(
     devices = _devices(profiles)
     job = _Job(
         checkpoint=Path(checkpoint),
+        options=options or LoadOptions(),
         precision=precision,
         data=None if data is None else Path(data),
         baseline=None if baseline is None else Path(baseline),
@@ -99,21 +103,22 @@ class _Job:
     """What all bundles of one conversion share; each part is made when it is first asked for."""
 
     checkpoint: Path
+    options: LoadOptions
     precision: Precision
     data: Path | None
     baseline: Path | None
     out: Path
     progress: Progress
-    student: StudentFile = field(init=False)
+    student: Student = field(init=False)
     source: Source = field(init=False)
-    teacher: StudentFile | None = field(init=False, default=None)
+    teacher: Student | None = field(init=False, default=None)
     teacher_source: Source | None = field(init=False, default=None)
     samples: Samples = field(init=False)
 
     def load(self, devices: Collection[Device]) -> None:
         """Read everything that the user gave, so that a mistake is found before any work is done."""
-        self.student, self.source = _load(self.checkpoint)
-        if self.precision == "int8" and not self.student.weight_scales:
+        self.student, self.source = _load(self.checkpoint, self.options)
+        if self.precision == "int8" and not self.student.quantized:
             raise GpusqError(
                 f"{self.checkpoint} has no trained scales, so it cannot be converted to int8",
                 hint="use --precision fp16, or give a student that was trained quantized",
@@ -121,11 +126,11 @@ class _Job:
         if self.baseline is not None:
             self._load_baseline(self.baseline, devices)
         if self.data is None:
-            self.samples = random_samples(self.student.inputs, RANDOM_SAMPLES)
+            self.samples = random_samples(sample_specs(self.student), RANDOM_SAMPLES)
         else:
-            self.samples = load_samples(self.data, self.student.inputs)
-        kept = f"{len(self.student.weight_scales)} INT8 linears" if self.student.weight_scales else "float"
-        self.progress.found("checkpoint", f"{self.student.model.rpartition(':')[2]}, {kept}, {self.checkpoint.name}")
+            self.samples = load_samples(self.data, sample_specs(self.student))
+        kept = f"{self.student.quantized} quantized weights" if self.student.quantized else "float"
+        self.progress.found("checkpoint", f"{self.student.model.rpartition(':')[2]}, {kept}, {self.student.kind}")
 
     def _load_baseline(self, baseline: Path, devices: Collection[Device]) -> None:
         if all(device.runtime != "onnxruntime" for device in devices):
@@ -133,8 +138,8 @@ class _Job:
                 "a baseline is measured on this host's CPU, and no profile asks for that",
                 hint="add --profile cpu, or leave out --baseline",
             )
-        self.teacher, self.teacher_source = _load(baseline)
-        if self.teacher.inputs != self.student.inputs:
+        self.teacher, self.teacher_source = _load(baseline, self.options)
+        if sample_specs(self.teacher) != sample_specs(self.student):
             raise GpusqError(
                 f"{baseline} takes other inputs than {self.checkpoint}", hint="a baseline answers the same question"
             )
@@ -142,7 +147,7 @@ class _Job:
     @property
     def quantized(self) -> bool:
         """Whether the trained quantization is kept."""
-        return self.precision in ("auto", "int8") and bool(self.student.weight_scales)
+        return self.precision in ("auto", "int8") and self.student.quantized > 0
 
     def float_type(self, device: Device) -> FloatType:
         """The type of what is not quantized."""
@@ -151,19 +156,29 @@ class _Job:
 
     @cached_property
     def model(self) -> ir.Model:
-        """The float graph of the student."""
+        """The graph of the student, its trained scales as Q/DQ where they are kept."""
         with self.progress.working("exporting"):
-            model = _export(self.student)
-        self.progress.found("export", f"opset {model.opset_imports['']}, {len(model.graph)} nodes, dynamic batch")
+            exported = self.student.export(scales=self.quantized)
+        model = exported.model
+        self.progress.found("export", f"opset {model.opset_imports['']}, {len(model.graph)} nodes, by {exported.way}")
         return model
 
     @cached_property
     def reference(self) -> verify.Array:
         """The PyTorch student's logits on the samples."""
-        from exporters.torch_student import build_module, fake_quant_module
+        return verify.outputs(self._predict(), self.samples, self.fixed_batch or verify.BATCH)
 
-        make = fake_quant_module if self.quantized else build_module
-        return verify.reference_logits(make(self.student), self.samples)
+    @property
+    def fixed_batch(self) -> int | None:
+        """The number of samples that the model takes at once, where that is fixed."""
+        return next((spec.shape[0] for spec in self.student.inputs if 0 not in spec.dynamic), None)
+
+    def _predict(self) -> verify.Predict:
+        """The student as training left it: in PyTorch, or the ONNX file that it came as."""
+        if isinstance(self.student, GraphStudent):
+            return verify.session_of(self.student.path)
+        assert isinstance(self.student, ModuleStudent)
+        return functools.partial(self.student.predict, scales=self.quantized)
 
 
 def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
@@ -171,8 +186,7 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
     said = f"{bundle.name}:"
     progress = job.progress
     model = job.model.clone()
-    quantized = quantized_linears(job.student) if job.quantized else {}
-    target = Target(device, quantized, job.float_type(device))
+    target = Target(device, job.float_type(device))
     passes = surgery(model, target)
     _check(model, device)
     ir.save(model, bundle / MODEL_FILE)
@@ -187,7 +201,9 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
     if built.plan:
         progress.found("plan", f"{said} {building.plan_summary(built.plan)}")
     with progress.working("verifying") as advance:
-        verified = verify.verify(bundle / MODEL_FILE, job.reference, job.samples, progress=advance)
+        verified = verify.verify(
+            bundle / MODEL_FILE, job.reference, job.samples, batch=job.fixed_batch or verify.BATCH, progress=advance
+        )
     progress.found("verify", f"{said} {verify.summary(verified)}")
     measured = _measure(device, bundle, job)
     if measured:
@@ -230,13 +246,6 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
     return manifest
 
 
-def _export(student: StudentFile) -> ir.Model:
-    from exporters.torch_student import build_module
-
-    shapes = {name: spec.shape for name, spec in student.inputs.items()}
-    return to_onnx(build_module(student), shapes, student.outputs)
-
-
 def _check(model: ir.Model, device: Device) -> None:
     """Refuse a graph that breaks a hard rule of TensorRT."""
     found = lint(model)
@@ -252,20 +261,25 @@ def _measure(device: Device, bundle: Path, job: _Job) -> Measurement | None:
     student = bench.Contender(
         job.checkpoint.name, _precision_name(job.quantized, job.float_type(device)), bundle / "engine.onnx"
     )
-    shapes = {name: spec.shape for name, spec in job.student.inputs.items()}
     with job.progress.working("measuring") as advance:
         baseline = (
             None
             if job.teacher is None or job.baseline is None
             else _baseline(device, bundle, job.teacher, job.baseline)
         )
-        return bench.bench(student, baseline, shapes, bundle / bench.RAW_FILE, progress=advance)
+        return bench.bench(
+            student,
+            baseline,
+            random_samples(sample_specs(job.student), job.fixed_batch or 1).inputs,
+            bundle / bench.RAW_FILE,
+            progress=advance,
+        )
 
 
-def _baseline(device: Device, bundle: Path, teacher: StudentFile, path: Path) -> bench.Contender:
+def _baseline(device: Device, bundle: Path, teacher: Student, path: Path) -> bench.Contender:
     """The dense checkpoint in FP32, beside the bundles: it is measured, not delivered."""
-    model = _export(teacher)
-    surgery(model, Target(device, {}, "float32"))
+    model = teacher.export(scales=False).model
+    surgery(model, Target(device, "float32"))
     file = bundle.parent / "baseline.onnx"
     ir.save(model, file)
     return bench.Contender(path.name, "fp32", file)
@@ -284,15 +298,15 @@ def _devices(profiles: Sequence[str]) -> dict[str, Device]:
     return devices
 
 
-def _load(path: Path) -> tuple[StudentFile, Source]:
+def _load(path: Path, options: LoadOptions) -> tuple[Student, Source]:
     """A checkpoint, and where it came from; the hash is that of the file just read."""
-    student = load_checkpoint(path)
+    student = load_student(path, options)
     return student, Source(
         file=path.name,
         sha256=hash_file(path).sha256,
         model=student.model,
-        parameters=sum(int(tensor.size) for tensor in student.tensors.values()),
-        card=student.card,
+        parameters=student.parameters,
+        card=dict(student.card),
     )
 
 

@@ -28,7 +28,7 @@ def missed_gates(
 
 
 def _numbers(verified: Verification, *, given_samples: bool) -> Iterator[str]:
-    if given_samples and verified.agreement < MIN_AGREEMENT:
+    if given_samples and verified.agreement is not None and verified.agreement < MIN_AGREEMENT:
         yield f"the model and the student agree on {100 * verified.agreement:.1f} % of the samples, less than 99 %"
     if verified.float16 is not None and not verified.float16.finite:
         yield "the model overflows in float16; convert with --precision fp32"

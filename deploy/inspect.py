@@ -10,9 +10,11 @@ from pydantic import Field
 
 from deploy.build import MODEL_FILE
 from deploy.finish import check_files
+from deploy.inspect_checkpoint import CheckpointInspection, inspect_checkpoint
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.manifest import Layer, Sizes, is_bundle, read_manifest
 from deploy.text_table import text_table
+from exporters.kinds import kind_of
 from profiles.device import load_device
 from profiles.errors import GpusqError
 from profiles.record import Record
@@ -61,8 +63,10 @@ class Inspection(Record):
         )
 
 
-def inspect(path: Path, profile: str | None = None) -> Inspection:
+def inspect(path: Path, profile: str | None = None) -> Inspection | CheckpointInspection:
     """Inspect an ONNX model or a bundle, its sparsity judged by the kernels of `profile` (a bundle's own by default).
+
+    Anything else is a checkpoint: what it holds is shown without building its model.
 
     Raises:
         GpusqError: there is no such file, or it is no ONNX model.
@@ -73,8 +77,12 @@ def inspect(path: Path, profile: str | None = None) -> Inspection:
         check_files(path, manifest)
         device = device or manifest.device_profile
         path = path / MODEL_FILE
-    if not path.is_file():
-        raise GpusqError(f"no such model or bundle: {path}", hint="give an .onnx file, or a folder that convert wrote")
+    if not path.exists():
+        raise GpusqError(
+            f"no such file: {path}", hint="give a checkpoint, an .onnx file, or a folder that convert wrote"
+        )
+    if kind_of(path) != "onnx":
+        return inspect_checkpoint(path)
     model = _load(path)
     return Inspection(
         model=path.name,

@@ -138,7 +138,7 @@ class Float16Check(Record):
 
     count: int
     finite: bool
-    agreement: float
+    agreement: float | None
     max_abs_difference: float | None = Field(description="None where a logit is not finite.")
 
 
@@ -153,8 +153,11 @@ class Verification(Record):
     runtime: str
     student_top1: float | None
     onnx_top1: float | None
-    agreement: float = Field(description="Share of samples with the same top-1 class.")
-    max_abs_difference: float = Field(description="Largest difference between two logits.")
+    agreement: float | None = Field(description="Share of samples with the same top-1 class; None without classes.")
+    max_abs_difference: float = Field(description="Largest difference between two values of the first output.")
+    relative_difference: float | None = Field(
+        default=None, description="The same as a share of the largest value of the student's output."
+    )
     drop: Interval | None = Field(description="Top-1 of the student less that of the model; exact interval.")
     float16: Float16Check | None = Field(description="None for a float32 graph.")
 

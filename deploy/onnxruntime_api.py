@@ -17,10 +17,13 @@ import onnx_ir as ir
 
 from deploy.manifest import BlockAttention, Kernel, Plan
 from exporters.linears import find_linears
-from exporters.to_onnx import MODULE_KEY
+from exporters.module_names import MODULE_KEY
 
 PROVIDERS = ["CPUExecutionProvider"]
 _EXACT_INT8 = ("session.x64quantprecision", "1")
+# Before a Reshape and from opset 21 on, this one inserts a quantizer without a zero-point, and onnxruntime cannot load
+# the graph that it made (microsoft/onnxruntime#25526).
+_MOVES_QDQ = "QDQPropagationTransformer"
 _QUIET = 3
 _GEMMS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm"})
 _CONVOLUTIONS = frozenset({"Conv", "FusedConv", "QLinearConv"})
@@ -59,7 +62,12 @@ def open_session(model: Path, *, optimized_path: Path | None = None) -> Any:
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=PROVIDERS)
+        try:
+            return onnxruntime.InferenceSession(str(model), options, providers=PROVIDERS)
+        except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+            return onnxruntime.InferenceSession(
+                str(model), options, providers=PROVIDERS, disabled_optimizers=[_MOVES_QDQ]
+            )
     except Exception as error:
         # onnxruntime says "Protobuf serialization failed" when the disk is full.
         if optimized_path is not None and shutil.disk_usage(optimized_path.parent).free < model.stat().st_size:

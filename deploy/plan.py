@@ -26,7 +26,7 @@ import onnx_ir as ir
 
 from deploy.manifest import BlockAttention, Kernel, Plan
 from exporters.linears import find_linears
-from exporters.to_onnx import MODULE_KEY
+from exporters.module_names import MODULE_KEY
 from profiles.errors import GpusqError
 
 GEMM_KINDS = ("gemm", "fused-gemm", "convolution")

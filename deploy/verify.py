@@ -1,4 +1,6 @@
-"""Is `model.onnx` still the student? Both answer the same samples; top-1, agreement and logits are compared.
+"""Is `model.onnx` still the student? Both answer the same samples, and their first outputs are compared.
+
+An output [N, classes] is taken for logits: top-1 and agreement are told as well.
 
 The reference is the PyTorch student in float32, its linear inputs fake-quantized where it was trained so. The ONNX
 model runs on onnxruntime's CPU provider, whatever device it is made for: this proves the numbers of the graph, not
@@ -8,7 +10,7 @@ time, on fewer samples, with every operator rounded to float16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +25,33 @@ from deploy.onnxruntime_api import open_session, runtime_version
 from deploy.progress import Advance
 
 BATCH = 100
+CLASSES = 2  # axes of logits: samples and classes
 FLOAT16_SAMPLES = 64
 Array = npt.NDArray[np.float32]
+Predict = Callable[[Mapping[str, npt.NDArray[np.generic]]], tuple[npt.NDArray[np.generic], ...]]
 
 
-def reference_logits(module: object, samples: Samples) -> Array:
-    """Logits [N, classes] of a torch module."""
-    import torch
-
-    assert isinstance(module, torch.nn.Module)
-    with torch.inference_mode():
-        parts = [module(*(torch.from_numpy(array) for array in batch.values())) for batch in _batches(samples)]
-    return np.asarray(torch.cat(parts).numpy())
-
-
-def onnx_logits(model: Path, samples: Samples, progress: Advance = lambda share: None) -> Array:
-    """Logits [N, classes] of an ONNX file on onnxruntime's CPU provider; `progress` is told the share that is done."""
-    session = open_session(model)
+def outputs(predict: Predict, samples: Samples, batch: int, progress: Advance = lambda share: None) -> Array:
+    """The first output [N, …] of `predict`, told of in batches; `progress` is told the share that is done."""
     parts: list[Array] = []
-    for batch in _batches(samples):
-        parts.append(session.run(None, batch)[0])
-        progress(min(1.0, len(parts) * BATCH / len(samples)))
+    for start in range(0, len(samples), batch):
+        count = min(batch, len(samples) - start)
+        parts.append(np.asarray(predict(_batch(samples, start, batch))[0], np.float32)[:count])
+        progress((start + count) / len(samples))
     return np.concatenate(parts)
 
 
-def verify(model: Path, reference: Array, samples: Samples, *, progress: Advance = lambda share: None) -> Verification:
-    """Compare `model` with the `reference` logits [N, classes] of the same samples."""
-    logits = onnx_logits(model, samples, progress)
+def session_of(model: Path) -> Predict:
+    """What an ONNX file answers on onnxruntime's CPU provider."""
+    session = open_session(model)
+    return lambda batch: tuple(session.run(None, dict(batch)))
+
+
+def verify(
+    model: Path, reference: Array, samples: Samples, *, batch: int = BATCH, progress: Advance = lambda share: None
+) -> Verification:
+    """Compare `model` with the `reference` outputs [N, …] of the same samples, `batch` samples at a time."""
+    logits = outputs(session_of(model), samples, batch, progress)
     return Verification(
         samples=samples.source,
         samples_sha256=samples.sha256,
@@ -59,14 +61,17 @@ def verify(model: Path, reference: Array, samples: Samples, *, progress: Advance
         student_top1=_accuracy(reference, samples),
         onnx_top1=_accuracy(logits, samples),
         agreement=_agreement(reference, logits),
-        max_abs_difference=float(np.abs(reference - logits).max()),
-        drop=None if samples.labels is None else _drop(reference, logits, samples.labels),
-        float16=_check_float16(model, reference, samples),
+        max_abs_difference=(difference := float(np.abs(reference - logits).max())),
+        relative_difference=difference / (float(np.abs(reference).max()) or 1.0),
+        drop=None if _unlabelled(reference, samples) else _drop(reference, logits, samples),
+        float16=_check_float16(model, reference, samples, batch),
     )
 
 
 def summary(found: Verification) -> str:
     """One line for the terminal."""
+    if found.agreement is None:
+        return f"outputs within {found.max_abs_difference:.2g} on {found.count} samples"
     same = round(found.agreement * found.count)
     text = f"same class on {same} of {found.count} samples, logits within {found.max_abs_difference:.2g}"
     if found.onnx_top1 is None or found.student_top1 is None:
@@ -74,7 +79,11 @@ def summary(found: Verification) -> str:
     return f"{text}; top-1 {100 * found.onnx_top1:.1f} % (student {100 * found.student_top1:.1f} %)"
 
 
-def _drop(reference: Array, logits: Array, labels: npt.NDArray[np.int64]) -> Interval:
+def _unlabelled(logits: Array, samples: Samples) -> bool:
+    return samples.labels is None or logits.ndim != CLASSES
+
+
+def _drop(reference: Array, logits: Array, samples: Samples) -> Interval:
     """How much top-1 falls, with its exact 95 % interval.
 
     Only samples on which one of the two is right say anything. Given their number, those that the model lost are
@@ -82,6 +91,8 @@ def _drop(reference: Array, logits: Array, labels: npt.NDArray[np.int64]) -> Int
     """
     from scipy.stats import binomtest
 
+    labels = samples.labels
+    assert labels is not None
     right, found = reference.argmax(1) == labels, logits.argmax(1) == labels
     lost, gained = int(np.sum(right & ~found)), int(np.sum(found & ~right))
     if lost + gained == 0:
@@ -91,15 +102,15 @@ def _drop(reference: Array, logits: Array, labels: npt.NDArray[np.int64]) -> Int
     return Interval(value=(lost - gained) / len(labels), low=low, high=high)
 
 
-def _check_float16(model: Path, reference: Array, samples: Samples) -> Float16Check | None:
+def _check_float16(model: Path, reference: Array, samples: Samples, batch: int) -> Float16Check | None:
     """Evaluate a float16 graph operator by operator in float16, on some of the samples."""
     graph = onnx.load(model)
     if all(value.data_type != onnx.TensorProto.FLOAT16 for value in graph.graph.initializer):
         return None
-    some = {name: array[:FLOAT16_SAMPLES] for name, array in samples.inputs.items()}
+    some = _batch(samples, 0, batch if batch < BATCH else min(FLOAT16_SAMPLES, len(samples)))
     with np.errstate(all="ignore"):
         found: Any = ReferenceEvaluator(graph).run(None, some)
-    logits = np.asarray(found[0], np.float32)
+    logits = np.asarray(found[0], np.float32)[: len(reference)]
     expected = reference[: len(logits)]
     finite = bool(np.isfinite(logits).all())
     return Float16Check(
@@ -110,14 +121,15 @@ def _check_float16(model: Path, reference: Array, samples: Samples) -> Float16Ch
     )
 
 
-def _agreement(reference: Array, logits: Array) -> float:
-    return float(np.mean(reference.argmax(1) == logits.argmax(1)))
+def _agreement(reference: Array, logits: Array) -> float | None:
+    return float(np.mean(reference.argmax(1) == logits.argmax(1))) if logits.ndim == CLASSES else None
 
 
 def _accuracy(logits: Array, samples: Samples) -> float | None:
-    return None if samples.labels is None else float(np.mean(logits.argmax(1) == samples.labels))
+    return None if _unlabelled(logits, samples) else float(np.mean(logits.argmax(1) == samples.labels))
 
 
-def _batches(samples: Samples) -> Iterator[dict[str, Array]]:
-    for start in range(0, len(samples), BATCH):
-        yield {name: array[start : start + BATCH] for name, array in samples.inputs.items()}
+def _batch(samples: Samples, start: int, size: int) -> dict[str, npt.NDArray[np.generic]]:
+    """`size` samples from `start` on; the last one is repeated where there are not so many."""
+    rows = np.minimum(np.arange(start, start + size), len(samples) - 1)
+    return {name: array[rows] for name, array in samples.inputs.items()}

@@ -1,62 +1,137 @@
-"""Open a checkpoint by its content, never by its ending, and run no code that it brings along."""
+"""Open a checkpoint by its content, never by its ending, and run no code that it brings along unless that is asked for.
+
+| what is found | what it becomes |
+|---|---|
+| the project's own format | a module of the `students` package with its trained scales |
+| weights: safetensors, torch.save, sharded | the architecture of `--model`, masks folded and scales taken out |
+| a Hugging Face folder | the model of its config.json with these weights |
+| a program of torch.export (.pt2) | itself, its quantize and dequantize operators as Q/DQ |
+| an ONNX file | itself, cleaned, its Q/DQ made symmetric |
+| a pickled module (torch.save(model), Ultralytics) | that module, with `--trust-code` only |
+"""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from exporters.passes.insert_qdq import QuantizedLinear
-from exporters.student_file import WEIGHT, StudentFile, read_student
+from exporters.kinds import Kind, kind_of, read_json
+from exporters.signature import Input
+from exporters.student import ModuleStudent, Student
 from profiles.errors import GpusqError
 
-_PICKLE_PROTOCOL = b"\x80"
-_SAFETENSORS_HEADER = b"{"  # behind the eight bytes of the header's length, the first of which may be any
+WORDS: dict[str, str] = {
+    "safetensors": "safetensors file",
+    "torch-zip": "torch.save file",
+    "torch-legacy": "torch.save file of the older form",
+    "hf-folder": "Hugging Face folder",
+    "sharded": "sharded checkpoint",
+    "folder": "folder with weights",
+    "pt2": "torch.export program",
+    "onnx": "ONNX file",
+}
 
 
-def load_checkpoint(path: Path) -> StudentFile:
+@dataclass(frozen=True)
+class LoadOptions:
+    """What the user says about a checkpoint that it does not say itself.
+
+    Attributes:
+        model: the architecture, `timm:deit_small_patch16_224` or `package.module:factory`.
+        inputs: what the model takes, where that cannot be found out.
+        dynamic: axes that may vary, each as NAME:AXIS.
+        trust_code: whether code that the checkpoint brings along may run.
+    """
+
+    model: str | None = None
+    inputs: tuple[Input, ...] = ()
+    dynamic: tuple[str, ...] = ()
+    trust_code: bool = False
+
+
+def load_student(path: Path, options: LoadOptions | None = None) -> Student:
     """Return the student in `path`.
 
     Raises:
-        GpusqError: there is no such file, or it is a pickle, damaged, or not a student.
+        GpusqError: there is no such file, it is damaged or holds no student, or more must be said about it.
     """
-    if path.is_dir():
-        raise GpusqError(f"{path} is a folder", hint="give the checkpoint file itself")
-    if not path.is_file():
-        raise GpusqError(f"no such file: {path}", hint="give the path of a trained student (.safetensors)")
-    _refuse_pickle(path)
-    return read_student(path)
+    options = options or LoadOptions()
+    if not path.exists():
+        raise GpusqError(f"no such file: {path}", hint="give the path of a trained student")
+    kind = kind_of(path)
+    if kind == "onnx":
+        return _graph(path, options)
+    if kind == "pt2":
+        return _program(path, options)
+    return _weights(path, kind, options)
 
 
-def quantized_linears(student: StudentFile) -> Mapping[str, QuantizedLinear]:
-    """Return what training decided about each INT8 linear layer, by module; empty for a float student."""
-    return {
-        module: QuantizedLinear(
-            weight=student.tensors[module + WEIGHT].astype(np.int8, copy=False),
-            weight_scale=scale.astype(np.float32, copy=False),
-            input_scale=student.input_scales[module].astype(np.float32, copy=False),
+def _weights(path: Path, kind: Kind, options: LoadOptions) -> Student:
+    from exporters.student_file import FORMAT, read_student
+    from exporters.tensors import read_tensors
+
+    tensors = read_tensors(path, trust_code=options.trust_code)
+    if tensors.metadata.get("format") == FORMAT:
+        from exporters.torch_student import to_student
+
+        return to_student(read_student(path))
+    from exporters import weights
+
+    words = WORDS.get(kind, kind)
+    if tensors.module is not None:
+        return weights.student_of_module(tensors, kind=words, inputs=options.inputs, dynamic=options.dynamic)
+    spec = options.model or (f"hf:{path}" if kind == "hf-folder" else None)
+    if spec is None:
+        raise GpusqError(
+            f"{path} holds weights, and nothing says of which architecture",
+            hint="name it: --model timm:NAME, torchvision:NAME, hf:DIR or package.module:factory",
         )
-        for module, scale in student.weight_scales.items()
-    }
+    return weights.student_of_weights(
+        tensors,
+        spec,
+        source=path,
+        kind=words,
+        inputs=options.inputs,
+        dynamic=options.dynamic,
+        metadata=config_of(path),
+    )
 
 
-def _refuse_pickle(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start[8:] == _SAFETENSORS_HEADER:
-        return
-    hint = "convert it once, in the environment that trained it, with exporters.student_file.write_student"
-    if start[:1] == _PICKLE_PROTOCOL:
-        raise GpusqError(f"{path} is a Python pickle: opening it can run any code, so it is not opened", hint=hint)
-    if start[:2] == b"PK" and _holds_pickle(path):
-        raise GpusqError(f"{path} is a torch.save file, a pickle inside a zip: it is not opened", hint=hint)
+def config_of(path: Path) -> dict[str, Any]:
+    """The config.json in the folder `path`, or beside the file `path`; empty where there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    content = read_json(file) if file.is_file() else None
+    return content if isinstance(content, dict) else {}
 
 
-def _holds_pickle(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+def _graph(path: Path, options: LoadOptions) -> Student:
+    from exporters.graph_student import read_graph
+
+    _refuse_architecture(path, options)
+    return read_graph(path)
+
+
+def _program(path: Path, options: LoadOptions) -> Student:
+    from exporters.program import load_program
+    from exporters.quantized_modules.plain_program import plain_program
+
+    _refuse_architecture(path, options)
+    program = load_program(path)
+    found = plain_program(program.program)
+    return ModuleStudent(
+        module=found.module,
+        inputs=program.inputs,
+        model=path.name,
+        kind=WORDS["pt2"],
+        quantizers=found.quantizers,
+        notes=found.notes,
+    )
+
+
+def _refuse_architecture(path: Path, options: LoadOptions) -> None:
+    if options.model or options.inputs or options.dynamic:
+        raise GpusqError(
+            f"{path} is a whole model: it names its own inputs and axes",
+            hint="leave out --model, --input and --dynamic",
+        )

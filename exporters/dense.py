@@ -73,6 +73,8 @@ def to_dense(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return _from_cutlass(name, tensor)
     if isinstance(tensor, BlockParts):
         return _from_blocks(name, tensor)
+    if is_torchao(tensor):
+        return tensor.detach()  # `exporters.quantized_modules` takes it apart, with its scales
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         origin = tensor.origin if isinstance(tensor, Parts) else f"{type(tensor).__module__}.{type(tensor).__name__}"
         raise GpusqError(f"tensor {name!r} is a {origin}, which a CPU cannot unpack", hint=SAVE_DENSE)
@@ -84,6 +86,11 @@ def to_dense(name: str, tensor: torch.Tensor) -> torch.Tensor:
     values = sparse._values() if sparse.layout is torch.sparse_coo else sparse.values()
     _check_size(name, sparse, values.numel() * values.element_size())
     return sparse.to_dense()
+
+
+def is_torchao(tensor: object) -> bool:
+    """Whether `tensor` is one of torchao's quantized ones."""
+    return any(kind.__module__.startswith("torchao.") for kind in type(tensor).__mro__)
 
 
 def _checked(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,12 @@ the libraries' own classes:
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -31,6 +32,7 @@ from profiles.errors import GpusqError
 
 ALL_OF_IT = "copy or download it again; saving was cut short if it is like this at its source too"
 NOT_RUN = "; nothing was run"
+_TORCHAO = "torchao."
 HOW_TO_TRUST = (
     "if you trust its source give --trust-code, which runs the code in it; "
     "else save only the weights: torch.save(model.state_dict(), path)"
@@ -99,18 +101,48 @@ def load_pickle(path: Path, kind: Kind, *, trust_code: bool = False) -> Any:
     plain data. With `trust_code` the pickle is loaded as it wants to be, its code included.
     """
     try:
-        with warnings.catch_warnings(), _only_safe_globals():
-            warnings.simplefilter("ignore")  # torch's remarks on old storages say nothing to who converts a file
-            return torch.load(path, "cpu", weights_only=not trust_code, mmap=True if kind == "torch-zip" else None)
+        try:
+            return _load(path, kind, trust_code=trust_code)
+        except Exception:
+            if not (tensors := _torchao_tensors(path, kind)):
+                raise
+            return _load(path, kind, trust_code=trust_code, allowed=tensors)
+    except GpusqError:
+        raise
     except Exception as error:  # a mutilated pickle can raise anything at all, and so can code from a trusted one
         raise _explain(path, kind, error, trust_code) from error
 
 
+def _load(path: Path, kind: Kind, *, trust_code: bool, allowed: Sequence[Any] = ()) -> Any:
+    with warnings.catch_warnings(), _only_safe_globals(allowed):
+        warnings.simplefilter("ignore")  # torch's remarks on old storages say nothing to who converts a file
+        return torch.load(path, "cpu", weights_only=not trust_code, mmap=True if kind == "torch-zip" else None)
+
+
+def _torchao_tensors(path: Path, kind: Kind) -> list[Any]:
+    """What torchao itself declares safe to load, if the pickle in `path` asks for any of it.
+
+    Raises:
+        GpusqError: it does, and torchao is not installed.
+    """
+    stream = _pickle_stream(path, kind)
+    if isinstance(stream, str) or not any(name.startswith(_TORCHAO) for name in wanted_globals(stream)):
+        return []
+    try:
+        importlib.import_module("torchao.quantization")
+    except ImportError as error:
+        raise GpusqError(
+            f"{path} holds tensors of torchao, which does not import: {error}", hint="pip install 'gpusq[torchao]'"
+        ) from error
+    declared = torch.serialization.get_safe_globals()
+    return [known for known in declared if str(getattr(known, "__module__", "")).startswith(_TORCHAO)]
+
+
 @contextmanager
-def _only_safe_globals() -> Iterator[None]:
+def _only_safe_globals(allowed: Sequence[Any]) -> Iterator[None]:
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals([*PLAIN, *STAND_INS])
+    torch.serialization.add_safe_globals([*PLAIN, *STAND_INS, *allowed])
     try:
         yield
     finally:

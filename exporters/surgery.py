@@ -1,18 +1,16 @@
 """The graph surgery: which passes run for a target, in which order.
 
-The order matters: scales go in while weights are float, attention takes its form before types are set, sparsity is
+The order matters: attention takes its form before types are set, sparsity is
 judged on the values that are stored in the end, and the opset is declared when no operator changes any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from exporters.passes.annotate_sparsity import AnnotateSparsity
-from exporters.passes.insert_qdq import InsertQdq, QuantizedLinear
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.outcome import Outcome, Pass
 from exporters.passes.set_opset import SetOpset
@@ -26,12 +24,10 @@ class Target:
 
     Attributes:
         device: the profile.
-        quantized: the trained linear layers to be kept INT8, by module; empty for a float graph.
-        float_type: the type of everything else.
+        float_type: the type of what is not quantized.
     """
 
     device: Device
-    quantized: Mapping[str, QuantizedLinear]
     float_type: FloatType
 
     @property
@@ -45,8 +41,6 @@ class Target:
 def passes_for(target: Target) -> list[Pass]:
     """The passes for `target`, in their order."""
     passes: list[Pass] = []
-    if target.quantized:
-        passes.append(InsertQdq(target.quantized))
     if target.attention == "matmul":
         passes.append(LowerAttention())
     if target.float_type == "float16":

@@ -1,108 +1,189 @@
-"""A float module → a clean ONNX graph at opset 23, by torch's dynamo exporter.
+"""A torch module → a clean ONNX graph, by torch's dynamo exporter.
 
 LayerNormalization, Gelu and Attention arrive as single operators. What the exporter leaves behind is put in order:
 
 * every node is named after its module, `blocks.0.attn.qkv/MatMul`, and carries that module as `gpusq.module`;
 * the weight of a linear layer is called `blocks.0.attn.qkv.weight` again, though it is stored transposed, [K, N];
-* stack traces and paths of the exporting machine are removed;
-* the first axis of every input is the dynamic axis `batch`.
+* the module's quantizers become Q/DQ with the scales that they have;
+* stack traces and paths of the exporting machine are removed.
+
+Where the exporter fails, the known cures are tried in their order, and the result says which way was taken and why.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from exporters.capture import WAYS, borrowed, branches_on_data
+from exporters.module_names import MODULE_KEY, module_of, parameter_name
+from exporters.passes.fuse_gelu import FuseGelu
+from exporters.passes.lower_fake_quantize import LowerFakeQuantize
+from exporters.signature import Input
 from profiles.errors import GpusqError
 
 if TYPE_CHECKING:
     import torch
 
-MODULE_KEY = "gpusq.module"
 OPSET = 23
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A graph, and how it was come by.
+
+    Attributes:
+        model: the graph.
+        way: the way that worked.
+        failed: the ways that were tried before, each with the reason of its failure.
+    """
+
+    model: ir.Model
+    way: str
+    failed: tuple[tuple[str, str], ...] = ()
+
+
 def to_onnx(
-    module: torch.nn.Module, inputs: Mapping[str, Sequence[int]], outputs: Sequence[str], *, name: str = "student"
-) -> ir.Model:
-    """Export `module`, in eval mode, as a float32 graph.
+    module: torch.nn.Module,
+    inputs: Sequence[Input],
+    outputs: Sequence[str] | None = None,
+    *,
+    opset: int = OPSET,
+    name: str = "student",
+    root: str = "",
+) -> Exported:
+    """Export `module`, in eval mode.
 
     Args:
-        module: takes one float32 tensor per input, in order.
-        inputs: name → shape without the batch axis.
-        outputs: names of the outputs.
-        name: name of the graph.
+        module: takes the inputs in their order.
+        inputs: what it takes.
+        outputs: names of the outputs; the exporter's own without them.
+        opset: of the graph.
+        name: of the graph.
+        root: the name of a module around the whole model, left out of all names.
 
     Raises:
-        GpusqError: torch's exporter cannot capture the module; its own words are in the message.
+        GpusqError: no way led to a graph; torch's own words are in the message.
     """
     import torch
 
-    example = tuple(torch.zeros(2, *shape) for shape in inputs.values())
-    batch = torch.export.Dim("batch")
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module.eval(),
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_shapes=tuple({0: batch} for _ in example),
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
+    with contextlib.suppress(NotImplementedError):  # of a program, whose mode was settled when it was exported
+        module.eval()
+    failed: list[tuple[str, str]] = []
+    for way in WAYS:
+        if not way.fits(module, inputs) or (way.freezes and any(branches_on_data(reason) for _, reason in failed)):
+            continue
+        try:
+            with _quiet(), torch.no_grad(), borrowed(module):
+                model = way.capture(module, inputs, outputs, opset)
+        except Exception as error:  # torch's exporter raises whatever the model's own code meets
+            failed.append((way.name, _reason(error)))
+            _log.debug("%s failed", way.name, exc_info=error)
+            continue
+        _check_no_scale_is_lost(module, model)
+        _name_axes(model.graph, inputs)
+        _clean(model, name, root)
+        return Exported(model, way.name, tuple(failed))
+    raise GpusqError(
+        f"torch could not export the model: {failed[0][1]}",
+        hint="its forward must be traceable by torch.export; run with -v for each way that was tried",
+    )
+
+
+def _check_no_scale_is_lost(module: torch.nn.Module, model: ir.Model) -> None:
+    """Every quantizer of the module must have left its node."""
+    from exporters.fake_quantize import OPERATOR, FakeQuantize
+
+    found = [node.attributes for node in model.graph if node.op_type == OPERATOR]
+    kept = {attributes["place"].as_string() for attributes in found if "place" in attributes}
+    lost = sorted({fake.place for fake in module.modules() if isinstance(fake, FakeQuantize)} - kept)
+    if lost:
+        more = f" and {len(lost) - 1} more" if lost[1:] else ""
         raise GpusqError(
-            f"torch could not export the model: {_reason(error)}",
-            hint="the model's forward must be traceable by torch.export; run it with -v for the whole report",
-        ) from error
-    assert program is not None
-    model: ir.Model = program.model
+            f"the trained scale of {lost[0]!r}{more} would be lost: the model's forward does not use it",
+            hint="take the unused layer out of the model and the checkpoint",
+        )
+
+
+def _name_axes(graph: ir.Graph, inputs: Sequence[Input]) -> None:
+    """Call the dynamic axes what the inputs call them; torch's names are `s77`, and sums of these."""
+    names: dict[str, str] = {}
+    for value, spec in zip(graph.inputs, inputs, strict=True):
+        for axis, name in spec.dynamic.items():
+            if value.shape is not None and isinstance(dim := value.shape[axis], ir.SymbolicDim) and dim.value:
+                names.setdefault(dim.value, name)
+    if not names:
+        return
+    symbol = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    for value in _values(graph):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                symbol.sub(lambda found: names[found[0]], dim.value or "") or None
+                if isinstance(dim, ir.SymbolicDim)
+                else dim
+                for dim in value.shape
+            )
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _clean(model: ir.Model, name: str, root: str) -> None:
+    FuseGelu()(model)
     model.graph.name = name
     model.producer_name, model.producer_version = "gpusq", None
-    _name_by_module(model.graph)
+    _name_by_module(model.graph, root)
     _strip_exporter_metadata(model)
-    return model
+    LowerFakeQuantize()(model)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's progress and its warnings about its own dependencies out of the user's terminal."""
-    torch_log = logging.getLogger("torch.onnx")
-    level = torch_log.level
-    torch_log.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     said = io.StringIO()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(said):
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch_log.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if text := said.getvalue().strip():
             _log.debug("torch.onnx.export said: %s", text)
 
 
 def _reason(error: Exception) -> str:
     """The first line of the cause: the exporter's own message around it is advice."""
-    cause = error.__cause__ or error
-    return next((line for line in map(str.strip, str(cause).splitlines()) if line), type(cause).__name__)
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)
 
 
-def _name_by_module(graph: ir.Graph) -> None:
+def _name_by_module(graph: ir.Graph, root: str) -> None:
+    for value in list(graph.initializers.values()):
+        assert value.name is not None
+        _rename(graph, value, parameter_name(value.name, root))
     taken: Counter[str] = Counter()
     for node in graph:
-        module = _module_of(node)
+        module = module_of(node, root)
         node.metadata_props[MODULE_KEY] = module
         base = f"{module}/{node.op_type}" if module else node.op_type
         taken[base] += 1
@@ -114,20 +195,18 @@ def _name_by_module(graph: ir.Graph) -> None:
                 value.name = f"{node.name}:{index}"
 
 
-def _module_of(node: ir.Node) -> str:
-    """The innermost module around the node: the scopes are modules from the outside in, then the operator itself."""
-    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-    return str(scopes[-2]) if len(scopes) > 1 else ""
-
-
 def _name_weight(graph: ir.Graph, node: ir.Node, module: str) -> None:
     """Give a linear layer's transposed weight its name back, unless it is shared or still stands there as well."""
     if node.op_type not in ("MatMul", "Gemm") or not module:
         return
-    weight, name = node.inputs[1], f"{module}.weight"
-    if weight is None or not weight.is_initializer() or len(weight.uses()) > 1 or name in graph.initializers:
-        return
-    weight.name = name
+    weight = node.inputs[1]
+    if weight is not None and weight.is_initializer() and len(weight.uses()) == 1:
+        _rename(graph, weight, f"{module}.weight")
+
+
+def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    if name != value.name and name not in graph.initializers:
+        value.name = name
 
 
 def _strip_exporter_metadata(model: ir.Model) -> None:

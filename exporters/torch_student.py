@@ -1,4 +1,4 @@
-"""Build the torch module of a student file: with float weights for export, or fake-quantized as the reference.
+"""Build the torch module of a student file, the project's own format, with its trained scales as quantizers.
 
 Only factories of the `students` package are imported on a file's word, so reading a checkpoint never runs code that the
 checkpoint brought along.
@@ -14,20 +14,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calibration.samples import InputSpec
+from exporters.fake_quantize import attach
+from exporters.quantizer import INPUT, Place, Quantizer
+from exporters.signature import Input, axis_name
+from exporters.student import ModuleStudent
 from exporters.student_file import WEIGHT, StudentFile
 from profiles.errors import GpusqError
 
 FACTORY = re.compile(r"(students(?:\.[A-Za-z_]\w*)+):([A-Za-z_]\w*)")
-INT8_LOW, INT8_HIGH = -128, 127
 SHOWN = 5
+_BATCH = 2
 
 
-def fake_quantize(x: Tensor, scale: Tensor, low: int = INT8_LOW, high: int = INT8_HIGH) -> Tensor:
-    """`clamp(round_half_even(x / scale), low, high) * scale`, as ONNX's QuantizeLinear and DequantizeLinear compute it.
+def to_student(file: StudentFile) -> ModuleStudent:
+    """The student in `file`; its batch may vary. Raises GpusqError where its tensors or scales do not fit its model."""
+    module = build_module(file)
+    return ModuleStudent(
+        module=module,
+        inputs=tuple(_input(name, spec) for name, spec in file.inputs.items()),
+        model=file.model,
+        kind="gpusq student file",
+        outputs=file.outputs,
+        quantizers=_quantizers(file, dict(module.named_modules())),
+        preprocessing=file.inputs,
+        card=file.card,
+    )
 
-    It divides: a multiplication by the reciprocal rounds differently next to a tie. `scale` broadcasts against `x`.
-    """
-    return torch.clamp(torch.round(x / scale), low, high) * scale
+
+def _input(name: str, spec: InputSpec) -> Input:
+    return Input(name, (_BATCH, *spec.shape), spec.dtype, {0: axis_name(name, 0)})
 
 
 def build_module(student: StudentFile) -> nn.Module:
@@ -43,29 +59,24 @@ def build_module(student: StudentFile) -> nn.Module:
 
 
 def fake_quant_module(student: StudentFile) -> nn.Module:
-    """`build_module`, with the input of every quantized linear fake-quantized: what an INT8 engine is compared with."""
-    module = build_module(student)
-    linears = dict(module.named_modules())
+    """`build_module`, with its quantizers: what an INT8 engine is compared with."""
+    found = to_student(student)
+    attach(found.module, found.quantizers)
+    return found.module
+
+
+def _quantizers(student: StudentFile, modules: dict[str, nn.Module]) -> dict[Place, Quantizer]:
+    quantizers = {}
     for name, scale in student.input_scales.items():
-        linear = linears[name]
-        if not isinstance(linear, nn.Linear):
+        if not isinstance(modules[name], nn.Linear):
             raise GpusqError(
-                f"{name!r} has an input scale but is a {type(linear).__name__} in {student.model}",
+                f"{name!r} has an input scale but is a {type(modules[name]).__name__} in {student.model}",
                 hint="only nn.Linear modules can be quantized in a student file",
             )
-        linear.register_forward_pre_hook(_InputQuantizer(torch.tensor(scale)))
-    return module
-
-
-class _InputQuantizer:
-    """A forward pre-hook that fake-quantizes a linear's only input per tensor."""
-
-    def __init__(self, scale: Tensor) -> None:
-        self.scale = scale
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-        (x,) = inputs
-        return (fake_quantize(x, self.scale),)
+        quantizers[Place(name, INPUT)] = Quantizer(scale)
+    for name, scale in student.weight_scales.items():
+        quantizers[Place(name, WEIGHT.removeprefix("."))] = Quantizer(scale, axis=0)
+    return quantizers
 
 
 def _make(student: StudentFile) -> nn.Module:

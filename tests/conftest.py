@@ -10,9 +10,24 @@ import pytest
 
 from deploy.onnxruntime_api import open_session
 from exporters.student_file import StudentFile
-from exporters.to_onnx import to_onnx
 
-# torch takes seconds to import: only the fixtures that need it do so.
+
+def _declare_detection_operators() -> object:
+    """Let torchvision import beside a torch that was built without its operators; nothing under test calls them.
+
+    timm, transformers and ultralytics import torchvision.
+    """
+    import torch
+
+    if torch.version.cuda is not None:
+        return None
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")  # type: ignore[no-untyped-call]
+    return library
+
+
+_operators = _declare_detection_operators()  # they are gone when the library is
 
 
 @pytest.fixture(scope="session")
@@ -39,10 +54,17 @@ def student_file() -> StudentFile:
 @pytest.fixture(scope="session")
 def exported_student(student_file: StudentFile) -> ir.Model:
     """The float graph of `student_file`; clone it before editing."""
-    from exporters.torch_student import build_module
+    from exporters.torch_student import to_student
 
-    shapes = {name: spec.shape for name, spec in student_file.inputs.items()}
-    return to_onnx(build_module(student_file), shapes, student_file.outputs)
+    return to_student(student_file).export(scales=False).model
+
+
+@pytest.fixture(scope="session")
+def quantized_student(student_file: StudentFile) -> ir.Model:
+    """The graph of `student_file` with its scales as Q/DQ; clone it before editing."""
+    from exporters.torch_student import to_student
+
+    return to_student(student_file).export().model
 
 
 @pytest.fixture

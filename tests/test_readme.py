@@ -40,7 +40,26 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("samples.npz", labelled_images()),
     ):
         (folder / name).symlink_to(path)
+    _save_deit(folder / "deit.pth")
     return folder
+
+
+def _save_deit(path: Path) -> None:
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model("deit_tiny_patch16_224", num_classes=10).state_dict(), path)
+
+
+# `gpusq` as it is installed, in a process whose torchvision finds its operators; tests/conftest.py says why.
+LAUNCH = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.conftest import _operators
+from deploy.cli import main
+main()
+"""
 
 
 def test_every_command_of_the_pages_works(workplace: Path) -> None:
@@ -53,7 +72,11 @@ def test_every_command_of_the_pages_works(workplace: Path) -> None:
         program, *arguments = shlex.split(command)
         assert program == "gpusq", f"{command!r} is run by no test"
         done = subprocess.run(
-            [sys.executable, "-m", "deploy", *arguments], cwd=workplace, capture_output=True, text=True, check=False
+            [sys.executable, "-c", LAUNCH.format(root=str(ROOT)), *arguments],
+            cwd=workplace,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 

@@ -57,8 +57,8 @@ def verification(verified: Verification) -> Table:
         ("runtime", verified.runtime),
         ("student's top-1", _share(verified.student_top1)),
         ("model.onnx's top-1", _share(verified.onnx_top1)),
-        ("same top-1 class", formats.percent(verified.agreement)),
-        ("largest difference of two logits", f"{verified.max_abs_difference:.3g}"),
+        ("same top-1 class", _share(verified.agreement)),
+        ("largest difference of two outputs", f"{verified.max_abs_difference:.3g}"),
     ]
     if verified.drop is not None:
         value, low, high = (f"{100 * x:+.1f}" for x in (verified.drop.value, verified.drop.low, verified.drop.high))
@@ -74,8 +74,8 @@ def _float16(check: Float16Check) -> str:
     if check.max_abs_difference is None:
         return f"not finite on {formats.count(check.count)} samples: an operator overflows"
     return (
-        f"finite; same class for {formats.percent(check.agreement)} of {formats.count(check.count)} samples, "
-        f"logits within {check.max_abs_difference:.3g} (onnx.reference)"
+        f"finite; same class for {_share(check.agreement)} of {formats.count(check.count)} samples, "
+        f"outputs within {check.max_abs_difference:.3g} (onnx.reference)"
     )
 
 

@@ -152,7 +152,7 @@ def _accuracy(verified: Verification | None) -> Card:
         return Card("Accuracy", "Not verified here", (why,), "not here", "absent", "accuracy")
     headline, state = _kept(verified)
     lines = (
-        f"agreement {formats.percent(verified.agreement)} on {formats.count(verified.count)} samples",
+        _agreement(verified),
         _top1(verified),
         f"verified with {verified.runtime}",
     )
@@ -163,6 +163,8 @@ def _kept(verified: Verification) -> tuple[str, State]:
     """The headline. An accuracy is called kept only if the interval of what was lost says so."""
     if verified.float16 is not None and not verified.float16.finite:
         return "Overflows in float16", "bad"
+    if verified.agreement is None:
+        return f"Output within {_relative(verified)} of its largest value", "open"
     if verified.drop is None:
         if verified.agreement == 1:
             return "Same class for every sample", "good"
@@ -175,7 +177,21 @@ def _kept(verified: Verification) -> tuple[str, State]:
     return f"Undecided: up to {formats.points(drop.high)} lower", "open"
 
 
+def _agreement(verified: Verification) -> str:
+    on = f"on {formats.count(verified.count)} samples"
+    if verified.agreement is None:
+        return f"largest difference {verified.max_abs_difference:.3g} {on}"
+    return f"agreement {formats.percent(verified.agreement)} {on}"
+
+
+def _relative(verified: Verification) -> str:
+    relative = verified.relative_difference
+    return "an unknown share" if relative is None else f"{100 * relative:.2g} %"
+
+
 def _top1(verified: Verification) -> str:
+    if verified.agreement is None:
+        return "the output has no classes: no accuracy was checked"
     if verified.student_top1 is None or verified.onnx_top1 is None:
         return "no labels: accuracy itself was not checked"
     return f"top-1 {formats.percent(verified.onnx_top1)}, the student's {formats.percent(verified.student_top1)}"

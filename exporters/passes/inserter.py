@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.to_onnx import MODULE_KEY
+from exporters.module_names import MODULE_KEY
 
 Attributes = Mapping[str, int | float | Sequence[int]]
 

@@ -24,9 +24,9 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.linears import array_of
+from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter, drop_unused_initializers
 from exporters.passes.outcome import LeftAlone, Outcome
-from exporters.to_onnx import MODULE_KEY
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Declare the opset that the target's parser takes, after checking that it has every operator as it is used here.
+"""Declare an opset that the target's parser takes, after checking that it has every operator as it is used here.
 
 Nothing is rewritten: an operator fits if the target opset has it and knows each attribute and input that the node uses.
 What a newer version of an operator added, types and attributes with defaults, a graph that does not use it does not
@@ -21,7 +21,7 @@ _IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 2
 
 @dataclass(frozen=True)
 class SetOpset:
-    """Set the default domain's opset to `opset`."""
+    """Lower the default domain's opset to `opset`; a parser takes older ones as well."""
 
     opset: int
 
@@ -32,7 +32,7 @@ class SetOpset:
             GpusqError: an operator, an attribute or an input does not exist at that opset.
         """
         before = model.opset_imports.get("", 0)
-        if before == self.opset:
+        if before <= self.opset:
             return Outcome("set opset", 0)
         for node in model.graph:
             if not node.domain:

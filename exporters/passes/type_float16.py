@@ -24,9 +24,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from exporters.linears import QDQ, array_of, trace_back
+from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import LeftAlone, Outcome
-from exporters.to_onnx import MODULE_KEY
 from profiles.errors import GpusqError
 
 _F16, _F32 = ir.DataType.FLOAT16, ir.DataType.FLOAT

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from calibration.samples import InputSpec
+from exporters.quantizer import INT8_HIGH
 from exporters.student_file import WEIGHT, Array, StudentFile
-from exporters.torch_student import INT8_HIGH
 from students.fashion_vit.data import MEAN, SCALE, STD
 from students.fashion_vit.prune import SparseLinear, linears
 from students.fashion_vit.quant import WEIGHT_LOW, QuantLinear

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exporters.torch_student import INT8_HIGH, INT8_LOW, fake_quantize
+from exporters.fake_quantize import fake_quantize
+from exporters.quantizer import INT8_HIGH, INT8_LOW
 from students.fashion_vit.prune import SparseLinear, linears, replace
 
 WEIGHT_LOW = -127

@@ -15,11 +15,11 @@ import pytest
 import deploy
 from deploy.bundle import hash_file, hash_files
 from deploy.conversion import Conversion, Precision, convert
-from deploy.inspect import inspect
+from deploy.inspect import Inspection, inspect
 from deploy.manifest import Manifest, read_manifest
 from deploy.onnxruntime_api import open_session
-from exporters.checkpoint import load_checkpoint
 from exporters.linears import find_linears
+from exporters.student_file import read_student
 from profiles.errors import GpusqError
 from students.fashion_vit.sample import labelled_images, student_path, teacher_path
 
@@ -35,7 +35,7 @@ def manifests(bundles: dict[str, Path]) -> dict[str, Manifest]:
 
 @pytest.mark.parametrize("profile", ALL_PROFILES)
 def test_keeps_the_trained_scales_bit_for_bit(bundles: dict[str, Path], profile: str) -> None:
-    student = load_checkpoint(student_path())
+    student = read_student(student_path())
     linears = {linear.module: linear for linear in find_linears(ir.load(bundles[profile] / "model.onnx").graph)}
     assert linears.keys() == student.weight_scales.keys()
     for module, linear in linears.items():
@@ -58,6 +58,7 @@ def test_float32_model_agrees_with_the_fake_quantized_student(manifests: dict[st
     verified = manifests["cpu"].verified
     assert verified is not None
     assert verified.count == 1000
+    assert verified.agreement is not None
     assert verified.agreement >= 0.999
 
 
@@ -65,6 +66,7 @@ def test_float32_model_agrees_with_the_fake_quantized_student(manifests: dict[st
 def test_float16_model_loses_nothing_measurable(manifests: dict[str, Manifest], profile: str) -> None:
     verified = manifests[profile].verified
     assert verified is not None
+    assert verified.agreement is not None
     assert verified.agreement >= 0.995
     assert verified.onnx_top1 is not None
     assert verified.student_top1 is not None
@@ -74,7 +76,7 @@ def test_float16_model_loses_nothing_measurable(manifests: dict[str, Manifest], 
 def test_verified_accuracy_is_the_one_that_training_wrote_down(manifests: dict[str, Manifest]) -> None:
     verified = manifests["cpu"].verified
     assert verified is not None
-    assert verified.student_top1 == pytest.approx(load_checkpoint(student_path()).card["test_1000_accuracy"], abs=1e-9)
+    assert verified.student_top1 == pytest.approx(read_student(student_path()).card["test_1000_accuracy"], abs=1e-9)
 
 
 @pytest.mark.parametrize("profile", GPU_PROFILES)
@@ -116,7 +118,7 @@ def test_finds_every_pruned_layer_2_of_4_on_its_int8_weights(manifests: dict[str
 
 def test_compressed_size_is_the_papers_six_point_four(manifests: dict[str, Manifest]) -> None:
     sizes = manifests["a100"].sizes
-    student = load_checkpoint(student_path())
+    student = read_student(student_path())
     pruned = sum(
         array.size for name, array in student.tensors.items() if array.dtype == np.int8 and name != "head.weight"
     )
@@ -186,7 +188,7 @@ def test_engine_for_the_cpu_answers_as_the_model_does(bundles: dict[str, Path]) 
 def test_saturating_int8_kernels_would_not_have_passed(bundles: dict[str, Path]) -> None:
     """Without VNNI, onnxruntime's default kernels saturate: the reason why every session here asks for exact ones."""
     images = np.load(labelled_images())["image"].astype(np.float32)
-    specs = load_checkpoint(student_path()).inputs["image"]
+    specs = read_student(student_path()).inputs["image"]
     feed = {"image": (images * np.float32(specs.scale) - np.float32(specs.mean)) / np.float32(specs.std)}
     model = bundles["cpu"] / "model.onnx"
     exact = open_session(model).run(None, feed)[0]
@@ -207,6 +209,7 @@ def test_drops_the_trained_quantization_only_when_told_to(
     assert {layer.activation_type for layer in manifest.layers} == {activation_type}
     assert manifest.verified is not None
     assert manifest.verified.labelled is False
+    assert manifest.verified.agreement is not None
     assert manifest.verified.agreement >= 0.98
 
 
@@ -222,7 +225,9 @@ def test_bundle_of_a_users_own_profile_describes_itself(tmp_path: Path) -> None:
     bundle = convert(student_path(), profiles=[str(profile)], out=tmp_path / "out").bundles[0]
     assert bundle.path.name == "my-board"
     assert bundle.manifest.device_profile.title == "my board"
-    assert inspect(bundle.path).profile == "my-board"
+    found = inspect(bundle.path)
+    assert isinstance(found, Inspection)
+    assert found.profile == "my-board"
 
 
 def test_float16_models_stay_finite_with_every_operator_in_float16(manifests: dict[str, Manifest]) -> None:
@@ -231,6 +236,7 @@ def test_float16_models_stay_finite_with_every_operator_in_float16(manifests: di
         assert verified is not None
         assert verified.float16 is not None
         assert verified.float16.finite
+        assert verified.float16.agreement is not None
         assert verified.float16.agreement >= 0.95
     assert manifests["cpu"].verified is not None
     assert manifests["cpu"].verified.float16 is None

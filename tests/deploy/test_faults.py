@@ -65,12 +65,12 @@ def cut_archive(path: Path) -> None:
 
 
 CHECKPOINTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
-    "truncated": (truncated, ["is not a whole safetensors file"]),
-    "a plain pickle": (plain_pickle, ["is a Python pickle"]),
+    "truncated": (truncated, ["student.safetensors is cut short"]),
+    "a plain pickle": (plain_pickle, ["is a pickle", "nothing was run"]),
     "tensors that do not fit": (wrong_shapes, ["pos_embed", "norm.weight"]),
-    "a torch.save file": (torch_archive, ["is a torch.save file"]),
-    "a zip that is cut off": (cut_archive, ["is not a whole safetensors file"]),
-    "an empty file": (lambda path: path.touch(), ["is not a whole safetensors file"]),
+    "a torch.save file": (torch_archive, ["is not a whole torch.save file"]),
+    "a zip that is cut off": (cut_archive, ["is a zip file that was cut short"]),
+    "an empty file": (lambda path: path.touch(), ["is empty"]),
     "missing": (lambda path: None, ["no such file"]),
 }
 

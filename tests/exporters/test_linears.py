@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from exporters.linears import array_shape, find_linears, scale_of, trace_back
-from exporters.to_onnx import MODULE_KEY
+from exporters.module_names import MODULE_KEY
 
 FLOAT_LAYERS = """
     <ir_version: 11, opset_import: ["": 23]>

@@ -11,12 +11,11 @@ import pytest
 from deploy.manifest import Plan
 from deploy.plan import read_plan
 from deploy.tensorrt_api import build_engine
-from exporters.checkpoint import quantized_linears
 from exporters.linears import find_linears
 from exporters.lint import lint
+from exporters.module_names import MODULE_KEY
 from exporters.student_file import StudentFile
 from exporters.surgery import Target, passes_for, surgery
-from exporters.to_onnx import MODULE_KEY
 from exporters.torch_student import fake_quant_module
 from profiles.device import FloatType, load_device
 
@@ -25,11 +24,11 @@ TENSORRT = ("a100", "agx-orin")
 
 
 @pytest.fixture(scope="session")
-def operated(student_file: StudentFile, exported_student: ir.Model) -> dict[str, ir.Model]:
+def operated(quantized_student: ir.Model) -> dict[str, ir.Model]:
     models = {}
     for name, float_type in DEVICES.items():
-        models[name] = exported_student.clone()
-        surgery(models[name], Target(load_device(name), quantized_linears(student_file), float_type))
+        models[name] = quantized_student.clone()
+        surgery(models[name], Target(load_device(name), float_type))
     return models
 
 
@@ -84,12 +83,10 @@ def test_keeps_trained_scales_and_integers_bit_for_bit(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_running_it_twice_changes_nothing(
-    operated: dict[str, ir.Model], student_file: StudentFile, device: str
-) -> None:
+def test_running_it_twice_changes_nothing(operated: dict[str, ir.Model], device: str) -> None:
     model = operated[device].clone()
     before = ir.to_proto(model)
-    outcomes = surgery(model, Target(load_device(device), quantized_linears(student_file), DEVICES[device]))
+    outcomes = surgery(model, Target(load_device(device), DEVICES[device]))
     assert [outcome.changed for outcome in outcomes] == [0] * len(outcomes)
     assert ir.to_proto(model) == before
 
@@ -106,9 +103,9 @@ def test_declares_the_opset_of_the_target(operated: dict[str, ir.Model], device:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_keeps_names_modules_and_the_dynamic_batch(
-    operated: dict[str, ir.Model], exported_student: ir.Model, device: str
+    operated: dict[str, ir.Model], quantized_student: ir.Model, device: str
 ) -> None:
-    before, after = exported_student.graph, operated[device].graph
+    before, after = quantized_student.graph, operated[device].graph
     rewritten = {"Attention", "Slice", "Squeeze"} if device == "agx-orin" else set()
     modules = {node.name: node.metadata_props.get(MODULE_KEY) for node in after}
     for node in before:
@@ -137,19 +134,12 @@ def test_answers_as_the_fake_quantized_student(
 @pytest.mark.parametrize(
     ("device", "float_type", "steps"),
     [
-        ("a100", "float16", ["InsertQdq", "TypeFloat16", "AnnotateSparsity", "SetOpset"]),
-        ("a100", "float32", ["InsertQdq", "LowerAttention", "AnnotateSparsity", "SetOpset"]),
-        ("agx-orin", "float16", ["InsertQdq", "LowerAttention", "TypeFloat16", "AnnotateSparsity", "SetOpset"]),
-        ("cpu", "float32", ["InsertQdq", "AnnotateSparsity", "SetOpset"]),
+        ("a100", "float16", ["TypeFloat16", "AnnotateSparsity", "SetOpset"]),
+        ("a100", "float32", ["LowerAttention", "AnnotateSparsity", "SetOpset"]),
+        ("agx-orin", "float16", ["LowerAttention", "TypeFloat16", "AnnotateSparsity", "SetOpset"]),
+        ("cpu", "float32", ["AnnotateSparsity", "SetOpset"]),
     ],
 )
-def test_order_of_the_passes(student_file: StudentFile, device: str, float_type: FloatType, steps: list[str]) -> None:
-    target = Target(load_device(device), quantized_linears(student_file), float_type)
+def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str]) -> None:
+    target = Target(load_device(device), float_type)
     assert [type(step).__name__ for step in passes_for(target)] == steps
-
-
-def test_a_float_student_gets_no_qdq() -> None:
-    assert [type(step).__name__ for step in passes_for(Target(load_device("cpu"), {}, "float32"))] == [
-        "AnnotateSparsity",
-        "SetOpset",
-    ]

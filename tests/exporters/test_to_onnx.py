@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from exporters.linears import array_of
+from exporters.module_names import MODULE_KEY
+from exporters.signature import Input
 from exporters.student_file import StudentFile
-from exporters.to_onnx import MODULE_KEY, to_onnx
+from exporters.to_onnx import to_onnx
 from exporters.torch_student import build_module
 from profiles.errors import GpusqError
 
@@ -45,6 +47,9 @@ class DependsOnItsData(nn.Module):
 class NeedsTwoInputs(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
+
+
+X = Input("x", (2, 2, 4), dynamic={0: "batch"})
 
 
 def linear_weights(model: ir.Model) -> dict[str, str]:
@@ -114,12 +119,12 @@ def test_answers_as_torch_does_for_any_batch(
 
 
 def test_does_not_rename_a_weight_that_two_nodes_share() -> None:
-    first, second = linear_weights(to_onnx(AppliedTwice(), {"x": (2, 4)}, ["y"])).values()
+    first, second = linear_weights(to_onnx(AppliedTwice(), (X,), ["y"]).model).values()
     assert first == second != "fc.weight"
 
 
 def test_does_not_rename_onto_a_weight_that_is_also_read_untransposed() -> None:
-    weights = linear_weights(to_onnx(AlsoReadAsItIs(), {"x": (2, 4)}, ["y"]))
+    weights = linear_weights(to_onnx(AlsoReadAsItIs(), (X,), ["y"]).model)
     assert weights["MatMul"] == "fc.weight"
     assert weights["fc/MatMul"] != "fc.weight"
 
@@ -133,6 +138,6 @@ def test_does_not_rename_onto_a_weight_that_is_also_read_untransposed() -> None:
 )
 def test_a_module_that_torch_cannot_export_is_an_error_in_torchs_words(module: nn.Module, reason: str) -> None:
     with pytest.raises(GpusqError, match="torch could not export the model: ") as caught:
-        to_onnx(module, {"x": (4,)}, ["y"])
+        to_onnx(module, (X,), ["y"])
     assert reason in caught.value.message
     assert "traceable by torch.export" in caught.value.hint

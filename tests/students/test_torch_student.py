@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from exporters.fake_quantize import fake_quantize
 from exporters.student_file import StudentFile
-from exporters.torch_student import build_module, fake_quant_module, fake_quantize
+from exporters.torch_student import build_module, fake_quant_module
 from profiles.errors import GpusqError
 from students.fashion_vit.model import fashion_vit
 from students.fashion_vit.pack import pack

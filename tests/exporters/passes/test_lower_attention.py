@@ -8,9 +8,9 @@ import onnx_ir as ir
 import pytest
 
 from exporters.linears import array_of
+from exporters.module_names import MODULE_KEY
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.outcome import LeftAlone
-from exporters.to_onnx import MODULE_KEY
 
 Run = Callable[..., npt.NDArray[np.float32]]
 

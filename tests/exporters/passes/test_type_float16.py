@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from exporters.linears import array_of, find_linears
+from exporters.module_names import MODULE_KEY
 from exporters.passes.outcome import LeftAlone
 from exporters.passes.type_float16 import TypeFloat16
-from exporters.to_onnx import MODULE_KEY
 from profiles.errors import GpusqError
 
 Run = Callable[..., npt.NDArray[np.float32]]

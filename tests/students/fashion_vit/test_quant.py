@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from exporters.torch_student import fake_quantize
+from exporters.fake_quantize import fake_quantize
 from students.fashion_vit.prune import SparseLinear, two_four_mask
 from students.fashion_vit.quant import QuantLinear, best_scale, input_scales, learned_fake_quant
 
