@@ -135,13 +135,17 @@ def resolve_inputs(
 
 
 def require(package: str, extra: str, what: str) -> Any:
-    """Import `package`, or tell which extra brings it."""
+    """Import `package`, or tell which extra brings it, or why it does not import."""
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise GpusqError(f"{what} needs {package}", hint=f"pip install 'gpusq[{extra}]'") from error
+    except (ImportError, RuntimeError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            raise GpusqError(f"{what} needs {package}", hint=f"pip install 'gpusq[{extra}]'") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise GpusqError(
+            f"{what} needs {package}, which does not import: {reason}",
+            hint="its libraries do not fit each other; torchvision must be of the same build as torch",
+        ) from error
 
 
 def unknown_name(name: str, known: Collection[str], where: str) -> GpusqError:

@@ -179,3 +179,16 @@ def test_a_missing_package_is_an_error_with_its_extra() -> None:
     with pytest.raises(GpusqError, match="timm:vit needs package_that_is_not_there") as caught:
         require("package_that_is_not_there", "timm", "timm:vit")
     assert caught.value.hint == "pip install 'gpusq[timm]'"
+
+
+@pytest.mark.parametrize("error", ["RuntimeError", "ImportError", "OSError"])
+def test_a_library_that_is_there_but_does_not_import_is_an_error_in_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    (tmp_path / "broken_library.py").write_text(f"raise {error}('operator torchvision::nms does not exist\\nmore')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        GpusqError, match=r"needs broken_library, .*: operator torchvision::nms does not exist$"
+    ) as caught:
+        require("broken_library", "timm", "timm:x")
+    assert "same build as torch" in caught.value.hint
