@@ -1,0 +1,61 @@
+"""An ONNX file that somebody else made, through `gpusq convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+
+from deploy.cli import main
+from deploy.conversion import convert
+from deploy.report.verdicts import cards
+from profiles.errors import GpusqError
+
+TOKENS = """
+    <ir_version: 10, opset_import: ["": 20]>
+    g (float[3,4,8] x) => (float[3,4,8] y)
+    <float[8,8] w = {1,0,0,0,0,0,0,0, 0,2,0,0,0,0,0,0, 0,0,1,0,0,0,0,0, 0,0,0,3,0,0,0,0,
+                     0,0,0,0,1,0,0,0, 0,0,0,0,0,1,0,0, 0,0,0,0,0,0,1,0, 0,0,0,0,0,0,0,1}>
+    { [fc] y = MatMul(x, w) }
+"""
+QUANTIZED = """
+    <ir_version: 10, opset_import: ["": 21]>
+    g (float[N,8] x) => (float[N,8] y)
+    <float s = {0.1}, int8 z = {0}>
+    { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    ir.save(ir.from_onnx_text(text), folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+def test_a_graph_without_classes_and_with_a_fixed_batch_is_verified_by_its_values(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["convert", str(written(tmp_path, TOKENS)), "--profile", "cpu", "--out", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "Accuracy: Output within" in result.stdout
+    manifest = convert(tmp_path / "net.onnx", profiles=["cpu"], out=tmp_path / "out").bundles[0].manifest
+    assert manifest.verified is not None
+    assert (manifest.verified.agreement, manifest.verified.count) == (None, 64)
+    assert manifest.verified.relative_difference is not None
+    assert manifest.verified.relative_difference <= 1e-6
+    assert manifest.measured is not None
+    assert manifest.measured.batch == 3
+    accuracy = next(card for card in cards(manifest) if card.title == "Accuracy")
+    assert "the output has no classes: no accuracy was checked" in accuracy.lines
+
+
+def test_a_quantized_graph_has_no_float_weights_to_go_back_to(tmp_path: Path) -> None:
+    with pytest.raises(GpusqError, match="its float weights are not in it"):
+        convert(written(tmp_path, QUANTIZED), profiles=["cpu"], out=tmp_path / "out", precision="fp32")
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_cannot_be_had_from_a_float_graph(tmp_path: Path) -> None:
+    with pytest.raises(GpusqError, match="has no trained scales"):
+        convert(written(tmp_path, TOKENS), profiles=["cpu"], out=tmp_path / "out", precision="int8")
