@@ -48,18 +48,12 @@ def staged(out: Path, names: Sequence[str]) -> Iterator[Path]:
     Raises:
         GpusqError: `out` holds something else, is being written to by another gpusq, or cannot be written.
     """
-    made = _make(out)
-    with _locked(out):
-        try:
-            _refuse_foreign(out)
-            with _staging(out) as staging:
-                yield staging
-                for name in names:
-                    _publish(staging / name, out / name)
-        finally:
-            for folder in made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # only where it stayed empty
+    with _made_and_locked(out):
+        _refuse_foreign(out)
+        with _staging(out) as staging:
+            yield staging
+            for name in names:
+                _publish(staging / name, out / name)
 
 
 @contextlib.contextmanager
@@ -69,16 +63,10 @@ def staged_files(file: Path) -> Iterator[Path]:
     Raises:
         GpusqError: the folder cannot be written, or another gpusq is writing in it.
     """
-    made = _make(file.parent)
-    try:
-        with _locked(file.parent), _staging(file.parent) as staging:
-            yield staging / file.name
-            for part in sorted(staging.iterdir(), key=lambda part: part.name == file.name):
-                part.replace(file.parent / part.name)
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only where it stayed empty
+    with _made_and_locked(file.parent), _staging(file.parent) as staging:
+        yield staging / file.name
+        for part in sorted(staging.iterdir(), key=lambda part: part.name == file.name):
+            part.replace(file.parent / part.name)
 
 
 @contextlib.contextmanager
@@ -111,6 +99,19 @@ def hash_file(path: Path) -> FileEntry:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return FileEntry(sha256=digest.hexdigest(), bytes=path.stat().st_size)
+
+
+@contextlib.contextmanager
+def _made_and_locked(out: Path) -> Iterator[None]:
+    """Make `out`, lock it, and remove in the end what was made here and stayed empty."""
+    made = _make(out)
+    with _locked(out):
+        try:
+            yield
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def _make(out: Path) -> list[Path]:

@@ -28,6 +28,7 @@ from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
 from exporters.lint import lint
+from exporters.save_onnx import save_onnx
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target, surgery
 from profiles.device import Device, FloatType, load_device
@@ -189,7 +190,7 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
     target = Target(device, job.float_type(device))
     passes = surgery(model, target)
     _check(model, device)
-    ir.save(model, bundle / MODEL_FILE)
+    save_onnx(model, bundle / MODEL_FILE)
     onnx.checker.check_model(bundle / MODEL_FILE, full_check=True)
     layers = layers_of(model, device)
     progress.found("surgery", f"{said} {', '.join(f'{step.name} {step.changed}' for step in passes)}")
@@ -281,7 +282,7 @@ def _baseline(device: Device, bundle: Path, teacher: Student, path: Path) -> ben
     model = teacher.export(scales=False).model
     surgery(model, Target(device, "float32"))
     file = bundle.parent / "baseline.onnx"
-    ir.save(model, file)
+    save_onnx(model, file)
     return bench.Contender(path.name, "fp32", file)
 
 

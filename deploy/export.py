@@ -90,7 +90,7 @@ def export(
     if out.is_dir():
         raise GpusqError(f"{out} is a folder", hint="give the file to write, such as -o model.onnx")
     with progress.working("reading"):
-        student = load_student(Path(checkpoint), options or LoadOptions())
+        student = load_student(Path(checkpoint), options)
     progress.found("checkpoint", f"{student.model}, {student.kind}")
     with progress.working("exporting"):
         exported = student.export(opset=opset)

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import Field
 
 from deploy.text_table import text_table
-from exporters.checkpoint import WORDS, LoadOptions, config_of, load_student
+from exporters.checkpoint import WORDS, config_of, load_student
 from exporters.kinds import kind_of
+from exporters.sparsity import sparsity_of
 from exporters.student import Student
 from profiles.errors import GpusqError
 from profiles.record import Record
@@ -74,22 +75,23 @@ def inspect_checkpoint(path: Path) -> CheckpointInspection:
         raise GpusqError(f"no such file: {path}", hint="give a checkpoint, an .onnx file or a bundle")
     kind = kind_of(path)
     if kind == "pt2":
-        return _whole(path, load_student(path, LoadOptions()))
-    from exporters.masks import fold_masks
+        return _whole(path, load_student(path))
     from exporters.quantizer import INPUT, Place
-    from exporters.scales import take_scales
+    from exporters.scales.taken import widened
     from exporters.student_file import FORMAT
     from exporters.tensors import read_tensors
+    from exporters.weights import take_apart
 
     tensors = read_tensors(path)
-    masked = fold_masks(tensors.state)
-    taken = take_scales(masked.state, {**tensors.metadata, **config_of(path)})
+    apart = take_apart(tensors, config_of(path))
+    masked, taken = apart.masked, apart.taken
     masks = {mask.name: mask.kind for mask in masked.folded}
     own = tensors.metadata.get("format") == FORMAT
     weights = []
     for name, tensor in taken.state.items():
-        if tensor.ndim < 2:
+        if tensor.ndim < 2 or not tensor.numel():
             continue
+        sparsity = sparsity_of(widened(tensor), 1, None)
         module, _, parameter = name.rpartition(".")
         quantizer = taken.quantizers.get(Place(module, parameter))
         activation = taken.quantizers.get(Place(module, INPUT))
@@ -102,8 +104,8 @@ def inspect_checkpoint(path: Path) -> CheckpointInspection:
                 scales=_scales(quantizer),
                 input_scale=None if activation is None or activation.scale.ndim else float(activation.scale),
                 mask=masks.get(name, ""),
-                zeros=float((tensor == 0).float().mean()),
-                two_of_four=_two_of_four(tensor),
+                zeros=sparsity.zeros,
+                two_of_four=sparsity.pattern == "2:4",
             )
         )
     return CheckpointInspection(
@@ -114,8 +116,12 @@ def inspect_checkpoint(path: Path) -> CheckpointInspection:
         quantized=sum(place.is_parameter for place in taken.quantizers),
         masked=len(masked.folded),
         weights=tuple(weights),
-        notes=(*tensors.notes, *taken.notes),
+        notes=(*tensors.notes, *taken.notes, *_torchao(len(apart.of_torchao))),
     )
+
+
+def _torchao(count: int) -> tuple[str, ...]:
+    return (f"{count} tensors are torchao's own and not shown: its scales are taken with the model",) if count else ()
 
 
 def _whole(path: Path, student: Student) -> CheckpointInspection:
@@ -150,13 +156,6 @@ def _scales(quantizer: Any) -> str:
     if quantizer.axis is None:
         return "tensor"
     return f"block {quantizer.block}" if quantizer.block else "channel"
-
-
-def _two_of_four(tensor: Any) -> bool:
-    if tensor.shape[1] % 4:
-        return False
-    moved = tensor.movedim(1, -1)
-    return bool(((moved.reshape(*moved.shape[:-1], -1, 4) != 0).sum(-1) <= 2).all())
 
 
 def _row(weight: WeightInfo) -> tuple[str, ...]:

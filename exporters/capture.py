@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from exporters.module_names import mark_scopes_of_paths
+from exporters.quantizer import DOMAIN
 from exporters.signature import Input
 
 if TYPE_CHECKING:
     import torch
-
-_OPERATORS = "gpusq"  # the domain of the quantizers
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ def _torchscript(
     """By the older exporter, which runs the module once and records what it does: it needs no translation of Python."""
     import onnx
     import torch
+    from onnxscript import optimizer
 
     from exporters.fake_quantize import FakeQuantize, as_symbols
 
@@ -93,11 +93,12 @@ def _torchscript(
             input_names=[spec.name for spec in inputs],
             output_names=None if outputs is None else list(outputs),
             dynamic_axes={spec.name: dict(spec.dynamic) for spec in inputs if spec.dynamic},
-            custom_opsets={_OPERATORS: 1} if any(isinstance(part, FakeQuantize) for part in module.modules()) else {},
+            custom_opsets={DOMAIN: 1} if any(isinstance(part, FakeQuantize) for part in module.modules()) else {},
         )
     model = ir.from_proto(onnx.load_from_string(stored.getvalue()))
     mark_scopes_of_paths(model.graph, dict(module.named_modules()))
-    return _optimized(model)
+    optimizer.optimize(model)  # constants folded, copies and dead nodes removed: the dynamo exporter does it itself
+    return model
 
 
 def _has_switches(module: torch.nn.Module, inputs: Sequence[Input]) -> bool:
@@ -168,14 +169,6 @@ def _translate(
     )
     assert exported is not None
     model: ir.Model = exported.model
-    return model
-
-
-def _optimized(model: ir.Model) -> ir.Model:
-    """Constants folded, copies and dead nodes removed: the dynamo exporter does this itself."""
-    from onnxscript import optimizer
-
-    optimizer.optimize(model)
     return model
 
 

@@ -14,11 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from exporters.quantizer import INPUT, OUTPUT, Place, Quantizer, by_module, check_quantizer
+from exporters.quantizer import DOMAIN, INPUT, OPERATOR, OUTPUT, Place, Quantizer, by_module, check_quantizer
 from profiles.errors import GpusqError
-
-DOMAIN = "gpusq"
-OPERATOR = "FakeQuantize"
 
 
 def fake_quantize(x: Tensor, scale: Tensor, low: int = -128, high: int = 127) -> Tensor:

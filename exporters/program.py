@@ -12,15 +12,14 @@ module that was exported.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters.program_archive import check_archive, restricted_unpickling
+from exporters.quiet import quiet_loggers
 from exporters.signature import DTYPES, Input, axis_name
 from profiles.errors import GpusqError
 
@@ -53,7 +52,8 @@ def load_program(path: str | Path) -> Program:
 
     # Both register operators that quantized programs consist of; the first cannot fail.
     importlib.import_module("torch.ao.quantization.fx._decomposed")
-    with restricted_unpickling(), _quiet(), path.open("rb") as file:
+    quiet = quiet_loggers("torch.export", "torch._export", level=logging.CRITICAL)  # what matters is raised
+    with restricted_unpickling(), quiet, path.open("rb") as file:
         try:
             program = torch.export.load(file)
         except Exception as error:  # torch raises whatever it meets: KeyError, RuntimeError, AssertionError
@@ -98,17 +98,3 @@ def _hint(dim: Any) -> int:
     """The length that a dynamic axis had in the example; 2 where the file has forgotten it."""
     hint = getattr(dim.node, "hint", None)
     return int(hint) if isinstance(hint, int) else 2
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's warnings about the file to itself; what matters is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from exporters import quantizer
 from exporters.linears import QDQ
 
 Array = npt.NDArray[Any]
@@ -44,10 +45,7 @@ def spread(parameter: Array, node: ir.Node, shape: tuple[int, ...]) -> Array:
     axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"axis {axis} of a tensor with {len(shape)} axes")
-    if block:
-        spreaded = np.repeat(parameter, block, axis=axis)[tuple(slice(0, length) for length in shape)]
-    else:
-        spreaded = parameter.reshape([-1 if index == axis % len(shape) else 1 for index in range(len(shape))])
+    spreaded = quantizer.spread(parameter, shape, axis, block or None)
     if np.broadcast_shapes(spreaded.shape, shape) != shape:
         raise ValueError(f"shape {spreaded.shape} for a tensor of shape {shape}")
     return spreaded

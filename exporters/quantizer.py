@@ -21,6 +21,8 @@ from profiles.errors import GpusqError
 INPUT, OUTPUT = "input", "output"
 INT8_LOW, INT8_HIGH = INT8 = (-128, 127)
 INT4 = (-8, 7)
+# The operator that stands for a quantizer while a module is traced.
+DOMAIN, OPERATOR = "gpusq", "FakeQuantize"
 
 
 class Place(NamedTuple):
@@ -89,10 +91,15 @@ class Quantizer:
         """Give `array`, a scale or a zero-point, a shape that broadcasts against a tensor of `shape`."""
         if array.ndim == 0 or self.axis is None:
             return array
-        axis = self.axis % len(shape)
-        if self.block is not None:
-            return np.repeat(array, self.block, axis=axis).take(range(shape[axis]), axis=axis)
-        return array.reshape([-1 if index == axis else 1 for index in range(len(shape))])
+        return spread(array, shape, self.axis, self.block)
+
+
+def spread(array: npt.NDArray[Any], shape: tuple[int, ...], axis: int, block: int | None = None) -> npt.NDArray[Any]:
+    """Give `array`, one entry for each channel along `axis` or each block of it, a shape that broadcasts to `shape`."""
+    axis %= len(shape)
+    if block is not None:
+        return np.repeat(array, block, axis=axis)[(*(slice(None),) * axis, slice(shape[axis]))]
+    return array.reshape([-1 if index == axis else 1 for index in range(len(shape))])
 
 
 def check_quantizer(quantizer: Quantizer, place: Place, shape: tuple[int, ...] | None = None) -> None:
@@ -151,8 +158,10 @@ def symmetric_weight(
             f"{str(place)!r} is quantized asymmetrically: without its zero-point its integers are {low} to {high}",
             hint="train or calibrate weights with symmetric quantization; NVIDIA's compilers take no zero-point",
         )
-    kept = _type_range(min(low, quantizer.low if not quantizer.zero_point.any() else low), high)
-    return replace(quantizer, low=kept[0], high=kept[1], zero_point=_no_shift()), shifted.astype(np.int8)
+    if quantizer.zero_point.any():
+        low, high = INT4 if low >= INT4[0] and high <= INT4[1] else INT8
+        quantizer = replace(quantizer, low=low, high=high)
+    return replace(quantizer, zero_point=_no_shift()), shifted.astype(np.int8)
 
 
 def revived(scale: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -166,10 +175,6 @@ def by_module(quantizers: Mapping[Place, Quantizer]) -> dict[str, dict[str, Quan
     for place, quantizer in quantizers.items():
         grouped.setdefault(place.module, {})[place.tensor] = quantizer
     return grouped
-
-
-def _type_range(low: int, high: int) -> tuple[int, int]:
-    return INT4 if low >= INT4[0] and high <= INT4[1] else INT8
 
 
 def _scale_shape(quantizer: Quantizer, place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:

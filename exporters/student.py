@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -129,8 +130,10 @@ class ModuleStudent:
 
     def _module(self, scales: bool) -> torch.nn.Module:
         """The module, or one with the same weights that computes with the quantizers."""
-        if not (scales and self.quantizers):
-            return self.module
+        return self._quantized_module if scales and self.quantizers else self.module
+
+    @cached_property
+    def _quantized_module(self) -> torch.nn.Module:
         from exporters.fake_quantize import attach
 
         quantized = copy.deepcopy(self.module, {id(p): p for p in self.module.parameters()})

@@ -28,6 +28,8 @@ from exporters.capture import WAYS, borrowed, branches_on_data
 from exporters.module_names import MODULE_KEY, module_of, parameter_name
 from exporters.passes.fuse_gelu import FuseGelu
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
+from exporters.quantizer import OPERATOR
+from exporters.quiet import quiet_loggers
 from exporters.signature import Input
 from profiles.errors import GpusqError
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 23
+_TALKATIVE = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx")
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ def to_onnx(
 
 def _check_no_scale_is_lost(module: torch.nn.Module, model: ir.Model) -> None:
     """Every quantizer of the module must have left its node."""
-    from exporters.fake_quantize import OPERATOR, FakeQuantize
+    from exporters.fake_quantize import FakeQuantize
 
     found = [node.attributes for node in model.graph if node.op_type == OPERATOR]
     kept = {attributes["place"].as_string() for attributes in found if "place" in attributes}
@@ -154,18 +157,12 @@ def _clean(model: ir.Model, name: str, root: str) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's progress and its warnings about its own dependencies out of the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
     said = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said):
+        with quiet_loggers(*_TALKATIVE), warnings.catch_warnings(), contextlib.redirect_stdout(said):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
         if text := said.getvalue().strip():
             _log.debug("torch.onnx.export said: %s", text)
 

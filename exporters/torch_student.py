@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from calibration.samples import InputSpec
 from exporters.fake_quantize import attach
+from exporters.load_state import load_state
 from exporters.quantizer import INPUT, Place, Quantizer
 from exporters.signature import Input, axis_name
 from exporters.student import ModuleStudent
@@ -23,7 +24,7 @@ from exporters.student_file import WEIGHT, StudentFile
 from profiles.errors import GpusqError
 
 FACTORY = re.compile(r"(students(?:\.[A-Za-z_]\w*)+):([A-Za-z_]\w*)")
-SHOWN = 5
+_CONFIG = "the config must be the one that the student was trained with"
 _BATCH = 2
 
 
@@ -53,8 +54,7 @@ def build_module(student: StudentFile) -> nn.Module:
     """
     module = _make(student)
     state = {name: torch.from_numpy(_real(student, name)) for name in student.tensors}
-    _check_fit(student, module, state)
-    module.load_state_dict(state)
+    load_state(module, state, student.model, _CONFIG)
     return module.eval()
 
 
@@ -113,17 +113,3 @@ def _real(student: StudentFile, name: str) -> np.ndarray[Any, np.dtype[np.float3
     if student.tensors[name].dtype == np.int8:
         array *= student.weight_scales[name.removesuffix(WEIGHT)][:, None]
     return array
-
-
-def _check_fit(student: StudentFile, module: nn.Module, state: dict[str, Tensor]) -> None:
-    expected = {name: list(t.shape) for name, t in module.state_dict().items()}
-    given = {name: list(t.shape) for name, t in state.items()}
-    wrong = [f"{n} is missing, {expected[n]} expected" for n in expected if n not in given]
-    wrong += [f"{n} {given[n]} is unexpected" for n in given if n not in expected]
-    wrong += [f"{n} is {given[n]}, {s} expected" for n, s in expected.items() if n in given and given[n] != s]
-    if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise GpusqError(
-            f"the tensors do not fit {student.model}: {'; '.join(wrong[:SHOWN])}{more}",
-            hint="the config must be the one that the student was trained with",
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,44 @@ from torch import Tensor, nn
 
 from exporters.architecture import Architecture, build_architecture, parse_spec, require, ultralytics_architecture
 from exporters.dense import is_torchao
-from exporters.masks import FoldedMask, fold_masks
+from exporters.load_state import load_state
+from exporters.masks import FoldedMask, MaskedState, fold_masks
 from exporters.quantized_modules.plain import is_quantized, plain
 from exporters.quantizer import Place, Quantizer
-from exporters.scales import take_scales
+from exporters.scales import TakenScales, take_scales
 from exporters.scales.factors import multiply_inputs
 from exporters.signature import Input, with_dynamic
 from exporters.student import ModuleStudent
 from exporters.tensors import Tensors, check_finite
 from profiles.errors import GpusqError
 
-SHOWN = 5
-# Buffers that libraries compute when a model is built, and older releases stored.
-_COMPUTED = ("num_batches_tracked", "position_ids", "inv_freq", "relative_position_index", "attn_mask")
+_ARCHITECTURE = "name the architecture that was trained, with its options: --model 'timm:NAME?num_classes=10'"
+
+
+@dataclass(frozen=True)
+class TakenApart:
+    """The tensors of a checkpoint, taken apart without its model.
+
+    Attributes:
+        masked: the plain weights, and the masks that were folded into them.
+        taken: these weights without their scales, and the scales.
+        of_torchao: torchao's own tensors, whose scales only its modules tell.
+    """
+
+    masked: MaskedState
+    taken: TakenScales
+    of_torchao: Mapping[str, Tensor]
+
+
+def take_apart(tensors: Tensors, metadata: Mapping[str, Any]) -> TakenApart:
+    """Fold the masks of `tensors` and take out their scales; `metadata` is what lies beside the file.
+
+    Raises:
+        GpusqError: a mask or a scale is unsound.
+    """
+    of_torchao = {name: tensor for name, tensor in tensors.state.items() if is_torchao(tensor)}
+    masked = fold_masks({name: tensor for name, tensor in tensors.state.items() if name not in of_torchao})
+    return TakenApart(masked, take_scales(masked.state, {**tensors.metadata, **metadata}), of_torchao)
 
 
 def student_of_weights(
@@ -46,20 +72,19 @@ def student_of_weights(
     Raises:
         GpusqError: they do not fit it, a mask or a scale is unsound, or a weight is NaN or infinite.
     """
-    ours = {name: tensor for name, tensor in tensors.state.items() if not is_torchao(tensor)}
-    masked = fold_masks(ours)
-    check_finite(masked.state, str(source))  # a weight under a mask may have been NaN
-    taken = take_scales(masked.state, {**tensors.metadata, **(metadata or {})})
+    plain_weights = take_apart(tensors, metadata or {})
+    taken = plain_weights.taken
+    check_finite(plain_weights.masked.state, str(source))  # a weight under a mask may have been NaN
     built, loaded = _built(spec, taken.state, inputs)
     quantizers: Mapping[Place, Quantizer] = taken.quantizers
-    notes = (*tensors.notes, *map(_told, masked.folded), *taken.notes, *built.notes)
-    if len(ours) < len(tensors.state) or is_quantized(built.weights_module):
+    notes = (*tensors.notes, *map(_told, plain_weights.masked.folded), *taken.notes, *built.notes)
+    if plain_weights.of_torchao or is_quantized(built.weights_module):
         _load_as_its_library_does(built.weights_module, tensors.state, spec)
         found = plain(built.weights_module)
         built, quantizers, notes = _with_module(built, found.module), found.quantizers, (*notes, *found.notes)
     else:
         if not loaded:
-            load_state(built.weights_module, taken.state, spec)
+            load_state(built.weights_module, taken.state, spec, _ARCHITECTURE)
         multiply_inputs(built.weights_module, taken.factors)
     return ModuleStudent(
         module=built.module.eval(),
@@ -111,26 +136,6 @@ def student_of_module(
     )
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load `state` into `module` in float32; raises GpusqError, naming the tensors, where the two do not fit."""
-    expected = module.state_dict()
-    tied = _tied(module)
-    missing = [key for key in expected if key not in state and not _computed(key) and key not in tied]
-    unexpected = [key for key in state if key not in expected and not _computed(key)]
-    misshapen = [key for key in state if key in expected and state[key].shape != expected[key].shape]
-    wrong = [f"{key} is missing, {list(expected[key].shape)} expected" for key in missing]
-    wrong += [f"{key} {list(state[key].shape)} is unexpected" for key in unexpected]
-    wrong += [f"{key} is {list(state[key].shape)}, {list(expected[key].shape)} expected" for key in misshapen]
-    if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise GpusqError(
-            f"the tensors do not fit {name}: {'; '.join(wrong[:SHOWN])}{more}",
-            hint="name the architecture that was trained, with its options: --model 'timm:NAME?num_classes=10'",
-        )
-    module.load_state_dict({key: state[key] for key in expected if key in state}, strict=False)
-    module.float()
-
-
 def _load_as_its_library_does(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Load `state` into a library's own modules: they rename, resize and drop tensors while they load."""
     tensors = any(map(is_torchao, state.values()))
@@ -144,18 +149,6 @@ def _load_as_its_library_does(module: nn.Module, state: Mapping[str, Tensor], na
             f"the tensors do not fit {name}: {reason[:300]}",
             hint="the factory must prepare the model for quantization as it was when the checkpoint was saved",
         ) from error
-
-
-def _tied(module: nn.Module) -> frozenset[str]:
-    """The names that share their tensor with another one: a file may hold any one of them."""
-    owners: dict[int, list[str]] = {}
-    for key, tensor in module.state_dict(keep_vars=True).items():
-        owners.setdefault(id(tensor), []).append(key)
-    return frozenset(key for keys in owners.values() if len(keys) > 1 for key in keys)
-
-
-def _computed(key: str) -> bool:
-    return key.rpartition(".")[2] in _COMPUTED
 
 
 def _with_module(built: Architecture, module: nn.Module) -> Architecture:

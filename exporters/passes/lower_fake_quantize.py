@@ -28,9 +28,8 @@ from exporters.linears import array_of
 from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter, drop_unused_initializers
 from exporters.passes.outcome import Outcome
-from exporters.quantizer import INT4, INT8, Quantizer
+from exporters.quantizer import DOMAIN, INT4, INT8, OPERATOR, Quantizer
 
-DOMAIN, OPERATOR = "gpusq", "FakeQuantize"
 # Operators whose output is never negative.
 _NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "HardSigmoid", "Abs"})
 

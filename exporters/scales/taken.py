@@ -74,8 +74,6 @@ def keep_weight(
     moved, kept = symmetric_weight(quantizer, integers, place)
     if quantizer.zero_point.any():
         notes.append(f"{place}: its zero-point is folded into integers of {moved.low} to {moved.high}")
-    else:
-        moved = replace(quantizer, zero_point=moved.zero_point)
     moved = _revive(place, kept, moved, notes)
     check_quantizer(moved, place, kept.shape)
     return moved, torch.from_numpy(moved.real(kept))

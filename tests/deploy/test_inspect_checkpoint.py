@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,13 @@ def test_prints_a_line_for_each_weight_and_the_same_as_json(tmp_path: Path) -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(GpusqError, match=r"no such file: .*nothing\.pt"):
         inspect_checkpoint(tmp_path / "nothing.pt")
+
+
+@pytest.mark.filterwarnings("ignore::Warning")  # by torchao about itself
+def test_tensors_of_torchao_are_counted_and_not_taken_for_plain_ones(tmp_path: Path) -> None:
+    library: Any = importlib.import_module("torchao.quantization")
+    net = nn.Sequential(nn.Linear(64, 32))
+    library.quantize_(net, library.Int8WeightOnlyConfig())
+    found = inspect_checkpoint(saved(tmp_path, net.state_dict()))
+    assert (found.weights, found.parameters) == ((), 32)
+    assert "1 tensors are torchao's own and not shown: its scales are taken with the model" in found.notes

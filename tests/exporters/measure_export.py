@@ -22,10 +22,7 @@ import json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import torch
-if torch.version.cuda is None:
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{{name}}(Tensor a, Tensor b, float c) -> Tensor")
+import tests.conftest  # lets torchvision import
 import timm
 from exporters.save_onnx import save_onnx
 from exporters.signature import parse_input

@@ -7,6 +7,7 @@ what is resident once the libraries are imported.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -181,17 +182,8 @@ def _resident_mib() -> float:
 
 
 def declare_torchvision_operators() -> None:
-    """Let PyPI's torchvision import beside a torch without CUDA, as tests/conftest.py does."""
-    import torch
-
-    if torch.version.cuda is None:
-        declared: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-        for name in ("nms", "qnms"):
-            declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept.append(declared)
-
-
-_kept: list[Any] = []
+    """Let torchvision import, as tests/conftest.py does."""
+    importlib.import_module("tests.conftest")
 
 
 @contextlib.contextmanager
