@@ -92,6 +92,14 @@ def hash_files(bundle: Path) -> dict[str, FileEntry]:
     return {path.relative_to(bundle).as_posix(): hash_file(path) for path in files}
 
 
+def hash_checkpoint(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's list of files with theirs, as sha256sum writes it."""
+    if path.is_file():
+        return hash_file(path).sha256
+    listed = "".join(f"{entry.sha256}  {name}\n" for name, entry in hash_files(path).items())
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
 def hash_file(path: Path) -> FileEntry:
     """Return size and SHA-256 of one file, read in pieces."""
     digest = hashlib.sha256()

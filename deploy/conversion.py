@@ -19,7 +19,7 @@ from calibration.samples import Samples, load_samples, random_samples
 from deploy import bench, environment, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE
-from deploy.bundle import hash_file, staged
+from deploy.bundle import hash_checkpoint, staged
 from deploy.finish import seal
 from deploy.gates import missed_gates
 from deploy.layers import layers_of, sizes_of, summary
@@ -300,11 +300,11 @@ def _devices(profiles: Sequence[str]) -> dict[str, Device]:
 
 
 def _load(path: Path, options: LoadOptions) -> tuple[Student, Source]:
-    """A checkpoint, and where it came from; the hash is that of the file just read."""
+    """A checkpoint, and where it came from; the hash is that of what was just read."""
     student = load_student(path, options)
     return student, Source(
         file=path.name,
-        sha256=hash_file(path).sha256,
+        sha256=hash_checkpoint(path),
         model=student.model,
         parameters=student.parameters,
         card=dict(student.card),

@@ -13,8 +13,9 @@ names stay those of the checkpoint once the root is left out. One folder may hol
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,10 @@ def architecture_from_state(
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are plain by now; transformers would quantize them again
     try:
-        model, loading = _model_class(config).from_pretrained(
-            None, config=config, state_dict=dict(state), dtype=torch.float32, output_loading_info=True
-        )
+        with _no_progress_bar():
+            model, loading = _model_class(config).from_pretrained(
+                None, config=config, state_dict=dict(state), dtype=torch.float32, output_loading_info=True
+            )
     except (ValueError, RuntimeError) as error:
         raise GpusqError(
             f"the weights do not fit {directory / 'config.json'}: {_first_line(error)}",
@@ -278,6 +280,20 @@ def _config(directory: Path, keywords: Mapping[str, Any]) -> Any:
             f"{directory / 'config.json'} describes no model that transformers knows: {_first_line(error)}",
             hint="a checkpoint's own code is not run; name a factory of yours, --model package.module:factory",
         ) from error
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without transformers' own, which it also writes where there is no terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _model_class(config: Any) -> Any:

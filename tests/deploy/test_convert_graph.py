@@ -1,16 +1,20 @@
-"""An ONNX file that somebody else made, through `gpusq convert`."""
+"""Models that somebody else made, as an ONNX file or a folder, through `gpusq convert`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
+import torch
 from click.testing import CliRunner
 
+from deploy.bundle import hash_checkpoint
 from deploy.cli import main
 from deploy.conversion import convert
 from deploy.report.verdicts import cards
+from exporters.checkpoint import LoadOptions
 from profiles.errors import GpusqError
 
 TOKENS = """
@@ -59,3 +63,29 @@ def test_a_quantized_graph_has_no_float_weights_to_go_back_to(tmp_path: Path) ->
 def test_int8_cannot_be_had_from_a_float_graph(tmp_path: Path) -> None:
     with pytest.raises(GpusqError, match="has no trained scales"):
         convert(written(tmp_path, TOKENS), profiles=["cpu"], out=tmp_path / "out", precision="int8")
+
+
+@pytest.mark.filterwarnings("ignore::Warning")  # by transformers about others
+def test_a_hugging_face_folder_is_converted_and_told_apart_by_the_hash_of_its_files(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=16, **size)).save_pretrained(tmp_path / "vit")
+    capfd.readouterr()
+    options = LoadOptions(dynamic=("*:0",))
+    source = convert(tmp_path / "vit", profiles=["cpu"], out=tmp_path / "out", options=options).bundles[0].manifest
+    assert source.verified is not None
+    assert source.verified.relative_difference is not None
+    assert source.verified.relative_difference <= 1e-4
+    assert source.student.file == "vit"
+    assert "Loading weights" not in capfd.readouterr().err
+    (tmp_path / "vit" / "README.md").write_text("another")
+    assert hash_checkpoint(tmp_path / "vit") != source.student.sha256
