@@ -11,6 +11,9 @@ Above 2 GiB, more than a protobuf may hold, the tensors go to `NAME.data` beside
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +30,16 @@ _BYTES = 2  # the wire type of what has a length
 
 
 def save_onnx(model: ir.Model, path: Path, *, limit_bytes: int = _LIMIT_BYTES) -> tuple[Path, ...]:
-    """Write `model` to `path`, and its tensors beside it if they take more than `limit_bytes`; return the files."""
+    """Write `model` to `path`, and its tensors beside it if they take more than `limit_bytes`; return the files.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    with _short_writes(path):
+        return _save(model, path, limit_bytes)
+
+
+def _save(model: ir.Model, path: Path, limit_bytes: int) -> tuple[Path, ...]:
     if _weight_bytes(model.graph) > limit_bytes:
         data = path.with_name(f"{path.name}.data")
         ir.save(model, path, external_data=data.name)
@@ -43,6 +55,17 @@ def save_onnx(model: ir.Model, path: Path, *, limit_bytes: int = _LIMIT_BYTES) -
         for tensor in tensors:
             tensor.write(file)
     return (path,)
+
+
+@contextlib.contextmanager
+def _short_writes(path: Path) -> Iterator[None]:
+    """Give an error number to what numpy's `tofile` raises without one, where a disk takes only a part."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 class _Streamed(Protocol):

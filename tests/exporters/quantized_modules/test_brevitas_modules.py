@@ -82,9 +82,9 @@ def scales(module: nn.Module) -> list[Tensor]:
         ("Int8WeightPerTensorFloat", {}, (-128, 127)),
         ("Int8WeightPerChannelFloat", {}, (-128, 127)),
         ("Int8WeightPerTensorFloat", {"weight_bit_width": 4}, (-8, 7)),
-        ("Int8WeightPerTensorFloat", {"weight_bit_width": 2}, (-8, 7)),
+        ("Int8WeightPerTensorFloat", {"weight_bit_width": 2}, (-2, 1)),
         ("Int4WeightPerTensorFloatDecoupled", {}, (-8, 7)),
-        ("SignedTernaryWeightPerTensorConst", {}, (-8, 7)),
+        ("SignedTernaryWeightPerTensorConst", {}, (-2, 1)),
     ],
 )
 def test_an_mlp_computes_as_brevitas_does_with_its_very_scales(
