@@ -1,4 +1,4 @@
-"""The linear layers of a model as the manifest lists them, and the bytes that their weights need."""
+"""The layers of a model that have a constant weight, and the bytes that their weights need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FP32_BYTES = 4
 
 
 def layers_of(model: ir.Model, device: Device | None) -> tuple[Layer, ...]:
-    """Describe every linear layer, its sparsity judged by the rules of `device`."""
+    """Describe every GEMM and convolution with a constant weight, its sparsity judged by the rules of `device`."""
     return tuple(_layer(linear, device) for linear in find_linears(model.graph))
 
 
@@ -53,8 +53,10 @@ def _layer(linear: Linear, device: Device | None) -> Layer:
     scale = linear.weight_scale
     return Layer(
         module=linear.module,
+        kind=linear.kind,
         k=linear.k,
         n=linear.n,
+        group=linear.group,
         weight_type=linear.weight_type,
         activation_type=linear.activation_type,
         input_scale=linear.input_scale,

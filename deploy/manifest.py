@@ -40,11 +40,13 @@ class Source(Record):
 
 
 class Layer(Record):
-    """One linear layer of `model.onnx`."""
+    """One layer of `model.onnx` with a constant weight: a GEMM, or a convolution as the GEMM over its patches."""
 
     module: str
-    k: int
-    n: int
+    kind: Literal["gemm", "conv"] = "gemm"
+    k: int = Field(description="Length of the reduction; of a convolution, input channels per group × kernel.")
+    n: int = Field(description="Number of outputs.")
+    group: int = 1
     weight_type: str
     activation_type: str
     input_scale: float | None

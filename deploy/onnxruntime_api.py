@@ -88,7 +88,8 @@ def read_plan(optimized: ir.Model, model: ir.Model) -> Plan:
     onnxruntime keeps a node's name when it fuses others into it, so linear layers are found by name.
     """
     by_name = {node.name: node for node in optimized.graph}
-    linears = [by_name[name] for linear in find_linears(model.graph) if (name := linear.node.name) in by_name]
+    gemms = (linear for linear in find_linears(model.graph) if linear.kind == "gemm")
+    linears = [by_name[name] for linear in gemms if (name := linear.node.name) in by_name]
     kernels = tuple(_kernel(node) for node in optimized.graph)
     return Plan(
         source=f"onnxruntime {runtime_version()}, optimized graph",

@@ -64,7 +64,8 @@ def read_plan(log: Sequence[str], model: ir.Model, *, source: str, target: str) 
     compiled = list(_kernels(log, model))
     kernels = tuple(c.kernel for c in compiled)
     gemm_of = {node: c.kernel for c in compiled if c.kernel.kind in GEMM_KINDS for node in c.nodes}
-    gemms = [kernel for linear in find_linears(model.graph) if (kernel := gemm_of.get(linear.node.name or ""))]
+    linears = [linear for linear in find_linears(model.graph) if linear.kind == "gemm"]
+    gemms = [kernel for linear in linears if (kernel := gemm_of.get(linear.node.name or ""))]
     return Plan(
         source=source,
         target=target,

@@ -1,31 +1,66 @@
-"""The linear layers of a graph: MatMul and Gemm nodes whose weight is a constant, whatever stands in between.
+"""The layers of a graph whose weight is a constant, whatever stands in between: MatMul, Gemm, Conv, ConvTranspose.
 
-A weight may be a float initializer or an INT8 one behind DequantizeLinear and Cast; an activation may come through
-QuantizeLinear, DequantizeLinear and Cast. `find_linears` looks through all of these.
+| operator | weight as the operator reads it | K axis | N axis |
+|---|---|---|---|
+| MatMul, right | [K, N] | 0 | 1 |
+| MatMul, left: y = W·x | [N, K] | 1 | 0 |
+| Gemm | [K, N] or [N, K] by transB, or by transA on the left | | |
+| Conv | [O, I/group, …] | 1 | 0 |
+| ConvTranspose | [I, O/group, …] | 0 | 1 |
+
+A weight may be a float initializer or a quantized one; QuantizeLinear, DequantizeLinear, Cast, Transpose and reshapes
+may follow it. An activation may come through QuantizeLinear, DequantizeLinear and Cast. `find_linears` looks through
+all of these and reads no values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from exporters.constant_view import RESHAPES, ConstantView, view_of
 from exporters.module_names import MODULE_KEY
 
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _TRANSPARENT = QDQ | {"Cast"}
+_MOVES = RESHAPES | {"Transpose", "Identity"}
+_GEMMS = ("MatMul", "Gemm")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear layer, y = x·W, with W [K, N] or its transpose as stored."""
+    """One layer that multiplies by a constant weight: y = x·W, a convolution being a GEMM over its patches.
+
+    Attributes:
+        node: the operator.
+        weight: the stored weight.
+        kind: `gemm` or `conv`.
+        k_axis: the axis of the stored weight that the GEMM sums over: of a convolution, its input channels.
+        n_axis: the axis of the stored weight with the outputs; None where a reshape splits or merges it.
+        k: length of the reduction: of a convolution, I/group times the kernel's size.
+        n: number of outputs.
+        group: groups of a convolution, each of n/group outputs; 1 for a GEMM.
+        activation_input: index of the operator's other input.
+        weight_dq: what dequantizes the weight.
+        input_q: what quantizes the activation.
+    """
 
     node: ir.Node
     weight: ir.Value
+    kind: Literal["gemm", "conv"]
     k_axis: int
+    n_axis: int | None
+    k: int
+    n: int
+    group: int
+    activation_input: int
     weight_dq: ir.Node | None
     input_q: ir.Node | None
 
@@ -35,18 +70,13 @@ class Linear:
         return self.node.metadata_props.get(MODULE_KEY) or self.node.name or ""
 
     @property
-    def k(self) -> int:
-        """Length of the reduction."""
-        return int(self.values.shape[self.k_axis])
-
-    @property
-    def n(self) -> int:
-        """Number of outputs."""
-        return int(self.values.shape[1 - self.k_axis])
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the stored weight."""
+        return array_shape(self.weight)
 
     @property
     def values(self) -> npt.NDArray[np.generic]:
-        """The stored weight, [K, N] or [N, K], quantized or not."""
+        """The stored weight, quantized or not; its data is read here, and mapped where it is external."""
         return array_of(self.weight)
 
     @property
@@ -59,7 +89,7 @@ class Linear:
         """The type that the GEMM can read: int8 behind a quantizer, else the type of the tensor."""
         if self.input_q is not None:
             return "int8"
-        activation = self.node.inputs[0]
+        activation = self.node.inputs[self.activation_input]
         assert activation is not None
         return _type_name(activation)
 
@@ -84,29 +114,120 @@ class Linear:
         return None if scale is None else float(scale)
 
 
+@dataclass(frozen=True)
+class Untraced:
+    """A layer with a constant weight that `find_linears` leaves out, and why."""
+
+    node: ir.Node
+    why: str
+
+    @property
+    def module(self) -> str:
+        """The module's name, or the node's where the exporter kept none."""
+        return self.node.metadata_props.get(MODULE_KEY) or self.node.name or ""
+
+
 def find_linears(graph: ir.Graph) -> Iterator[Linear]:
-    """Yield the linear layers of `graph` in its order."""
+    """Yield the layers of `graph` with a constant weight, GEMMs and convolutions, in its order."""
+    return (found for found in _weighted(graph) if isinstance(found, Linear))
+
+
+def find_untraced(graph: ir.Graph) -> Iterator[Untraced]:
+    """Yield the layers of `graph` whose weight is a constant but whose K is no axis of it."""
+    return (found for found in _weighted(graph) if isinstance(found, Untraced))
+
+
+def _weighted(graph: ir.Graph) -> Iterator[Linear | Untraced]:
     for node in graph:
-        if node.op_type not in ("MatMul", "Gemm") or node.domain:
+        if node.domain or node.op_type not in _GEMMS + _CONVOLUTIONS:
             continue
-        weight, through = trace_back(node.inputs[1])
-        if weight is None or not weight.is_initializer() or len(array_shape(weight)) != 2:
-            continue
-        _, before = trace_back(node.inputs[0])
-        transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
-        yield Linear(
-            node=node,
-            weight=weight,
-            k_axis=1 if transposed else 0,
-            weight_dq=next((n for n in through if n.op_type == "DequantizeLinear"), None),
-            input_q=next((n for n in before if n.op_type == "QuantizeLinear"), None),
-        )
+        for weight_input in (1, 0) if node.op_type in _GEMMS else (1,):
+            found = _layer(node, weight_input)
+            if found is not None:
+                yield found
+                break
+
+
+def _layer(node: ir.Node, weight_input: int) -> Linear | Untraced | None:
+    """The layer that `node` is if its input `weight_input` is a weight; None where it is none."""
+    weight, through = trace_weight(node.inputs[weight_input])
+    activation, before = trace_back(node.inputs[1 - weight_input])
+    if weight is None or not weight.is_initializer() or activation is None or activation.is_initializer():
+        return None
+    view = view_of(array_shape(weight), through[::-1])
+    if view is None:
+        return Untraced(node, "the shape in which it reads its weight is not known")
+    if 0 in view.shape:
+        return Untraced(node, "its weight is empty")
+    reading = _reading(node, weight_input, view)
+    if reading is None or isinstance(reading, str):
+        return None if reading is None else Untraced(node, reading)
+    k_axis = view.axes[reading.k_axis]
+    if k_axis is None:
+        return Untraced(node, "a reshape of its weight splits or merges K")
+    return Linear(
+        node=node,
+        weight=weight,
+        kind="conv" if node.op_type in _CONVOLUTIONS else "gemm",
+        k_axis=k_axis,
+        n_axis=view.axes[reading.n_axis],
+        k=reading.k,
+        n=reading.n,
+        group=reading.group,
+        activation_input=1 - weight_input,
+        weight_dq=next((n for n in through if n.op_type == "DequantizeLinear"), None),
+        input_q=next((n for n in before if n.op_type == "QuantizeLinear"), None),
+    )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How an operator reads its weight: axes of the weight as it sees it, and the lengths of its GEMM."""
+
+    k_axis: int
+    n_axis: int
+    k: int
+    n: int
+    group: int = 1
+
+
+def _reading(node: ir.Node, weight_input: int, view: ConstantView) -> _Reading | str | None:
+    """How `node` reads a weight of `view`; a sentence where it cannot be told, None where it is no weight."""
+    shape = view.shape
+    if node.op_type in _CONVOLUTIONS:
+        return _convolution(node, shape) if len(shape) > 2 else None
+    if len(shape) < 2 or (node.op_type == "Gemm" and len(shape) != 2):
+        return None
+    if prod(shape[:-2]) != 1:
+        return f"its weight is a stack of {prod(shape[:-2])} matrices"
+    if weight_input == 0 and 1 in shape[-2:]:
+        return None  # an outer product or a weighted sum, such as rotary frequencies: no layer
+    transposed = bool(node.attributes.get_int("transB" if weight_input else "transA", 0))
+    k_axis = len(shape) - 2 + (transposed if weight_input else not transposed)
+    n_axis = 2 * len(shape) - 3 - k_axis
+    return _Reading(k_axis, n_axis, k=shape[k_axis], n=shape[n_axis])
+
+
+def _convolution(node: ir.Node, shape: tuple[int, ...]) -> _Reading:
+    group = max(node.attributes.get_int("group", 1), 1)
+    if node.op_type == "Conv":
+        return _Reading(1, 0, k=prod(shape[1:]), n=shape[0], group=group)
+    return _Reading(0, 1, k=shape[0] // group * prod(shape[2:]), n=shape[1] * group, group=group)
 
 
 def trace_back(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
     """Follow `value` back through casts and Q/DQ; return where it comes from and the nodes passed on the way."""
+    return _trace(value, _TRANSPARENT)
+
+
+def trace_weight(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
+    """Follow `value` back through transposes and reshapes as well."""
+    return _trace(value, _TRANSPARENT | _MOVES)
+
+
+def _trace(value: ir.Value | None, through: frozenset[str]) -> tuple[ir.Value | None, list[ir.Node]]:
     passed: list[ir.Node] = []
-    while value is not None and (node := value.producer()) is not None and node.op_type in _TRANSPARENT:
+    while value is not None and (node := value.producer()) is not None and node.op_type in through:
         passed.append(node)
         value = node.inputs[0]
     return value, passed

@@ -86,7 +86,7 @@ def _weight_axis(graph: ir.Graph) -> Iterator[str]:
     for linear in find_linears(graph):
         dq = linear.weight_dq
         scale = None if dq is None else scale_of(dq)
-        if dq is None or scale is None or scale.ndim == 0:
+        if linear.kind != "gemm" or dq is None or scale is None or scale.ndim == 0:
             continue
         rank = len(array_shape(linear.weight))
         if dq.attributes.get_int("axis", 1) % rank == linear.k_axis:

@@ -225,7 +225,8 @@ def _target(plan: Plan, engines: Iterable[Engine]) -> str:
 
 
 def _plan(manifest: Manifest) -> Card:
-    plan, layers = manifest.plan, manifest.layers
+    plan = manifest.plan
+    layers = [layer for layer in manifest.layers if layer.kind == "gemm"]
     if plan is None:
         return Card("Plan", "Not built here", ("nothing was compiled",), "not here", "absent", "plan")
     quantized = sum(layer.weight_type == layer.activation_type == "int8" for layer in layers)
