@@ -1,18 +1,19 @@
 """Write the `Attention` operator as MatMul, Softmax, MatMul for parsers that do not have it (TensorRT before 10.14).
 
-    Attention(q, k, v)   →   MatMul(Softmax(MatMul(q · scale, kᵀ)), v),   scale = 1 / sqrt(head size) unless given
+    Attention(q, k, v, mask)   →   MatMul(Softmax(MatMul(q · scale, kᵀ) + mask), v)
 
+scale is 1 / sqrt(head size) unless given.
 q, k and v are [batch, heads, tokens, head size]. The scale is multiplied into q and not into the product, the order in
 which TensorRT fuses attention (Working with Transformers, fused attention).
 
 Where the three are the slices of one packed tensor [3, batch, heads, tokens, head size], as a fused qkv layer leaves
 them, they are taken apart as
 
-    Reshape [3·batch·heads, tokens, head size] → Split in 3 → q, k, v, 3-D
+    Reshape [3·batch, heads, tokens, head size] → Split in 3 → q, k, v
 
 because the compiler pulls a Slice along the packed axis back through the GEMM: it then cuts the INT8 weight in three,
 dequantizes it and runs the GEMM in FP16 (compiled with TensorRT-RTX 1.7 for sm86, four blocks: 4 of 18 GEMMs lost, 59
-kernels instead of 47). It cannot pull back a Split across batch and heads.
+kernels instead of 47). It cannot pull back a Split across the batch.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from exporters.attention_mask import LOWEST
 from exporters.linears import array_of
 from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter, drop_unused_initializers
@@ -31,10 +33,10 @@ from exporters.passes.outcome import LeftAlone, Outcome
 
 @dataclass(frozen=True)
 class LowerAttention:
-    """Replace every plain 4-D self-attention."""
+    """Replace every plain 4-D attention."""
 
     def __call__(self, model: ir.Model) -> Outcome:
-        """Replace them; masks, caches, causality and soft caps are left alone with the reason."""
+        """Replace them; caches, causality, soft caps and shared key heads are left alone with the reason."""
         inserter = Inserter(model.graph)
         changed, left = 0, []
         for node in [node for node in model.graph if node.op_type == "Attention" and not node.domain]:
@@ -49,8 +51,11 @@ class LowerAttention:
 
 
 def _why_not(node: ir.Node) -> str:
-    if len([value for value in node.inputs if value is not None]) > 3:
-        return "it has a mask or a key/value cache"
+    if any(value is not None for value in node.inputs[4:]):
+        return "it has a key/value cache"
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    if mask is not None and mask.dtype not in (node.inputs[0].dtype, ir.DataType.BOOL):  # type: ignore[union-attr]
+        return "its mask has another type than its query"
     softcap = node.attributes.get("softcap")
     if node.attributes.get_int("is_causal", 0) or (softcap is not None and softcap.as_float()):
         return "it is causal or has a soft cap"
@@ -84,29 +89,39 @@ class _Lowering:
         """Replace the node."""
         old = self.node.outputs[0]
         packed = _packed(self.qkv)
-        if packed is None:
-            new = self.attend(self.qkv, key_perm=[0, 1, 3, 2])
-        else:
-            new = self.reshape(self.attend(self.split(packed), key_perm=[0, 2, 1]), [-1, *self.shape[1:]], "heads")
+        new = self.attend(self.qkv if packed is None else self.split(packed))
         new.shape = old.shape
         dead = [node for value in self.qkv if packed for node in _slice_and_squeeze(value)]
         self.inserter.replace(self.node, new)
         for node in dead:
             self.inserter.graph.remove(node, safe=True)
 
-    def attend(self, qkv: Sequence[ir.Value], key_perm: list[int]) -> ir.Value:
+    def attend(self, qkv: Sequence[ir.Value]) -> ir.Value:
         q, k, v = qkv
         head_size = self.shape[3]
         assert isinstance(head_size, int)
         given = self.node.attributes.get("scale")
         factor = head_size**-0.5 if given is None else given.as_float()
         scale = self.inserter.initializer(f"{self.module}.scale", np.asarray(factor, self.dtype.numpy()))
-        scores = self.add("MatMul", self.add("Mul", q, scale), self.add("Transpose", k, perm=key_perm))
+        scaled, transposed = self.add("Mul", q, scale), self.add("Transpose", k, perm=[0, 1, 3, 2])
+        scaled.shape = q.shape
+        scores = self.masked(self.add("MatMul", scaled, transposed))
         return self.add("MatMul", self.add("Softmax", scores, axis=-1), v)
 
+    def masked(self, scores: ir.Value) -> ir.Value:
+        """The scores with the mask added, a boolean one as 0 and LOWEST."""
+        mask = self.node.inputs[3] if len(self.node.inputs) > 3 else None
+        if mask is None:
+            return scores
+        if mask.dtype == ir.DataType.BOOL:
+            zero = self.inserter.initializer(f"{self.module}.zero", np.asarray(0, self.dtype.numpy()))
+            lowest = self.inserter.initializer(f"{self.module}.lowest", np.asarray(LOWEST, self.dtype.numpy()))
+            mask = self.add("Where", mask, zero, lowest)
+        return self.add("Add", scores, mask)
+
     def split(self, packed: ir.Value) -> Sequence[ir.Value]:
-        flat = self.reshape(packed, [-1, *self.shape[2:]], "flat")
-        return self.inserter.nodes(
+        flat = self.reshape(packed, [-1, *self.shape[1:]], "flat")
+        parts = self.inserter.nodes(
             "Split",
             [flat],
             dtype=self.dtype,
@@ -115,6 +130,9 @@ class _Lowering:
             before=self.node,
             outputs=3,
         )
+        for part in parts:
+            part.shape = self.shape
+        return parts
 
     def reshape(self, value: ir.Value, shape: Sequence[int | ir.SymbolicDim], name: str) -> ir.Value:
         dims = np.asarray([dim if isinstance(dim, int) else -1 for dim in shape], np.int64)

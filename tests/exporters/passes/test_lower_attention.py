@@ -19,6 +19,13 @@ SEPARATE = """
     g (float[N,2,4,8] q, float[N,2,6,8] k, float[N,2,6,8] v) => (float[N,2,4,8] y)
     { [mix] y = Attention(q, k, v) }
 """
+
+
+def with_mask(kind: str) -> str:
+    """An attention with a mask as its fourth input."""
+    return SEPARATE.replace("v)", f"v, {kind} m)", 1).replace("k, v)", "k, v, m)")
+
+
 PACKED = """
     <ir_version: 11, opset_import: ["": 23]>
     g (float[3,N,2,4,8] qkv) => (float[N,2,4,8] y)
@@ -36,21 +43,22 @@ PACKED = """
 """
 SWAPPED = PACKED.replace("Attention(q, k, v)", "Attention(k, q, v)")
 GENERAL_FORM = ["Mul", "Transpose", "MatMul", "Softmax", "MatMul"]
-PACKED_FORM = ["Reshape", "Split", *GENERAL_FORM, "Reshape"]
+PACKED_FORM = ["Reshape", "Split", *GENERAL_FORM]
 
 
 def op_types(model: ir.Model) -> list[str]:
     return [node.op_type for node in model.graph]
 
 
-def random_inputs(model: ir.Model) -> dict[str, npt.NDArray[np.float32]]:
-    """Normal values for every input, with a batch of 5."""
+def random_inputs(model: ir.Model) -> dict[str, npt.NDArray[np.generic]]:
+    """Normal values for every input, or true ones, with a batch of 5."""
     random = np.random.default_rng(0)
-    inputs = {}
+    inputs: dict[str, npt.NDArray[np.generic]] = {}
     for value in model.graph.inputs:
         assert value.shape is not None
         shape = [dim if isinstance(dim, int) else 5 for dim in value.shape]
-        inputs[value.name or ""] = random.standard_normal(shape, np.float32)
+        drawn = random.standard_normal(shape, np.float32)
+        inputs[value.name or ""] = drawn > -1 if value.dtype == ir.DataType.BOOL else drawn
     return inputs
 
 
@@ -96,8 +104,16 @@ def test_a_slice_that_something_else_reads_is_kept() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [SEPARATE, PACKED, SWAPPED, SEPARATE.replace("Attention(", "Attention<scale=0.3>("), PACKED.replace("N", "5")],
-    ids=["separate", "packed", "swapped", "own scale", "fixed batch"],
+    [
+        SEPARATE,
+        PACKED,
+        SWAPPED,
+        SEPARATE.replace("Attention(", "Attention<scale=0.3>("),
+        PACKED.replace("N", "5"),
+        with_mask("float[2,4,6]"),
+        with_mask("bool[N,1,4,6]"),
+    ],
+    ids=["separate", "packed", "swapped", "own scale", "fixed batch", "float mask", "boolean mask"],
 )
 def test_same_numbers(text: str, run: Run) -> None:
     model = ir.from_onnx_text(text)
@@ -129,7 +145,16 @@ def test_keeps_the_name_of_the_output_and_the_module() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (SEPARATE.replace("v)", "v, float[4,6] m)", 1).replace("k, v)", "k, v, m)"), "it has a mask or"),
+        (
+            SEPARATE.replace("v)", "v, double[4,6] m)", 1).replace("k, v)", "k, v, m)"),
+            "its mask has another type",
+        ),
+        (
+            SEPARATE.replace("v)", "v, float[N,2,6,8] past)", 1)
+            .replace("k, v)", 'k, v, "", past, past)')
+            .replace("= Attention", ", p, w = Attention"),
+            "it has a key/value cache",
+        ),
         (SEPARATE.replace("Attention(", "Attention<is_causal=1>("), "it is causal or"),
         (SEPARATE.replace("Attention(", "Attention<softcap=2.0>("), "has a soft cap"),
         (SEPARATE.replace("2,6,8", "1,6,8"), "its query heads share key heads"),
@@ -139,7 +164,7 @@ def test_keeps_the_name_of_the_output_and_the_module() -> None:
             "its inputs are not 4-D",
         ),
     ],
-    ids=["mask", "causal", "soft cap", "shared heads", "unknown head size", "3-D"],
+    ids=["type of the mask", "cache", "causal", "soft cap", "shared heads", "unknown head size", "3-D"],
 )
 def test_leaves_what_is_no_plain_self_attention_alone_and_says_why(text: str, why: str) -> None:
     model = ir.from_onnx_text(text)
