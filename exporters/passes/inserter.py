@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from exporters.module_names import MODULE_KEY
 
-Attributes = Mapping[str, int | float | Sequence[int]]
+Attributes = Mapping[str, int | float | str | Sequence[int]]
 
 
 class Inserter:
@@ -30,10 +30,11 @@ class Inserter:
         attributes: Attributes | None = None,
         before: ir.Node | None = None,
         shape: ir.Shape | None = None,
+        domain: str = "",
     ) -> ir.Value:
         """Insert a node with one output ahead of `before`, or at the end, and return that output."""
         (output,) = self.nodes(
-            op_type, inputs, dtype=dtype, module=module, attributes=attributes, before=before, outputs=1
+            op_type, inputs, dtype=dtype, module=module, attributes=attributes, before=before, outputs=1, domain=domain
         )
         output.shape = shape
         return output
@@ -48,9 +49,10 @@ class Inserter:
         attributes: Attributes | None,
         before: ir.Node | None,
         outputs: int,
+        domain: str = "",
     ) -> Sequence[ir.Value]:
         """Insert a node with several outputs of one type, and return them."""
-        node = ir.node(op_type, list(inputs), attributes=dict(attributes or {}), num_outputs=outputs)
+        node = ir.node(op_type, list(inputs), attributes=dict(attributes or {}), num_outputs=outputs, domain=domain)
         node.name = self._unique(f"{module}/{op_type}" if module else op_type)
         if module:
             node.metadata_props[MODULE_KEY] = module
@@ -73,6 +75,20 @@ class Inserter:
         tensor = ir.tensor(array, name=self._unique(name))
         value = ir.Value(name=tensor.name, const_value=tensor, shape=ir.Shape(array.shape))
         value.type = ir.TensorType(tensor.dtype)
+        self.graph.register_initializer(value)
+        return value
+
+    def lazy_initializer(
+        self, name: str, compute: Callable[[], npt.NDArray[np.generic]], dtype: ir.DataType, shape: ir.Shape
+    ) -> ir.Value:
+        """Register a constant that is computed each time it is read, and never held."""
+        unique = self._unique(name)
+
+        def tensor() -> ir.TensorProtocol:
+            return ir.Tensor(compute(), dtype=dtype, name=unique)
+
+        value = ir.Value(name=unique, const_value=ir.LazyTensor(tensor, dtype, shape, name=unique), shape=shape)
+        value.type = ir.TensorType(dtype)
         self.graph.register_initializer(value)
         return value
 

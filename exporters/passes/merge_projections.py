@@ -1,0 +1,293 @@
+"""Make one GEMM of the projections to q, k and v that read the same tensor.
+
+    x·Wq + bq → [B, N, H, d] → q            x·[Wq Wk Wv] + [bq bk bv] → [B, N, 3, H, d] → [3, B, H, N, d] ─┬► q
+    x·Wk + bk → [B, N, H, d] → k     →                                                                     ├► k
+    x·Wv + bv → [B, N, H, d] → v                                                                           └► v
+
+One GEMM instead of three, one transpose instead of three, and the form that a fused qkv layer of timm has. Each output
+channel keeps its own column and its own scale, so no number changes: a scale of a whole weight is repeated for its
+channels. The weights are put together when they are read, which is when the graph is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from exporters.linears import array_of, array_shape, scale_of
+from exporters.module_names import MODULE_KEY
+from exporters.passes.inserter import Inserter, drop_unused_initializers
+from exporters.passes.outcome import LeftAlone, Outcome
+
+_TO_HEADS = (0, 2, 1, 3)
+
+
+@dataclass(frozen=True)
+class MergeProjections:
+    """Merge two or three projections of each Attention node."""
+
+    def __call__(self, model: ir.Model) -> Outcome:
+        """Merge them; an attention whose projections differ is reported with the reason."""
+        inserter = Inserter(model.graph)
+        changed, left = 0, []
+        for node in [node for node in model.graph if node.op_type == "Attention" and not node.domain]:
+            found = [_projection(value) for value in node.inputs[:3] if value is not None]
+            for group in _groups([projection for projection in found if projection is not None]):
+                if why := _why_not(group):
+                    left.append(LeftAlone(node.metadata_props.get(MODULE_KEY) or node.name or "", why))
+                else:
+                    _merge(group, inserter)
+                    changed += 1
+        if changed:
+            drop_unused_initializers(model.graph)
+        return Outcome("merge projections", changed, tuple(left))
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """One of q, k and v, from x to heads.
+
+    Attributes:
+        nodes: MatMul, Add unless there is no bias, Reshape, Transpose.
+        bias: [H · d], if there is one.
+        dq: what dequantizes the weight, if it is quantized.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    bias: ir.Value | None
+    dq: ir.Node | None
+
+    @property
+    def matmul(self) -> ir.Node:
+        return self.nodes[0]
+
+    @property
+    def transpose(self) -> ir.Node:
+        return self.nodes[-1]
+
+    @property
+    def heads(self) -> tuple[int | ir.SymbolicDim, ...]:
+        """[N, H, d]."""
+        shape = self.nodes[-2].outputs[0].shape
+        return () if shape is None else tuple(shape)[1:]
+
+    @property
+    def weight(self) -> ir.Value:
+        """The constant, [K, H · d]."""
+        value = self.matmul.inputs[1] if self.dq is None else self.dq.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def source(self) -> tuple[ir.Value | None, bytes]:
+        """What is projected: the tensor, or the quantized one and its scale."""
+        x = self.matmul.inputs[0]
+        node = None if x is None else x.producer()
+        if node is not None and node.op_type == "DequantizeLinear":
+            scale = scale_of(node)
+            return node.inputs[0], b"" if scale is None else scale.tobytes()
+        return x, b""
+
+
+def _projection(value: ir.Value) -> _Projection | None:
+    """Trace an input of Attention back to its GEMM."""
+    transpose = _producer(value, "Transpose")
+    if transpose is None and (folded := _producer(value, "Reshape")) is not None:  # of windows into heads
+        transpose = _producer(folded.inputs[0], "Transpose")
+    if transpose is None or tuple(transpose.attributes["perm"].as_ints()) != _TO_HEADS:
+        return None
+    reshape = _producer(transpose.inputs[0], "Reshape")
+    if reshape is None:
+        return None
+    matmul, add, bias = _matmul_and_bias(reshape)
+    if matmul is None or matmul.inputs[1] is None:
+        return None
+    nodes = (matmul, reshape, transpose) if add is None else (matmul, add, reshape, transpose)
+    projection = _Projection(nodes, bias, _producer(matmul.inputs[1], "DequantizeLinear"))
+    return projection if projection.weight.is_initializer() and len(array_shape(projection.weight)) == 2 else None
+
+
+def _matmul_and_bias(reshape: ir.Node) -> tuple[ir.Node | None, ir.Node | None, ir.Value | None]:
+    add = _producer(reshape.inputs[0], "Add")
+    if add is None:
+        return _producer(reshape.inputs[0], "MatMul"), None, None
+    for x, bias in ((add.inputs[0], add.inputs[1]), (add.inputs[1], add.inputs[0])):
+        matmul = _producer(x, "MatMul")
+        if matmul is not None and bias is not None and bias.is_initializer() and len(array_shape(bias)) == 1:
+            return matmul, add, bias
+    return None, None, None
+
+
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node of `op_type` that makes `value`, for one reader alone."""
+    node = None if value is None else value.producer()
+    if node is None or node.domain or node.op_type != op_type or value is None or len(value.uses()) != 1:
+        return None
+    return None if value.is_graph_output() else node
+
+
+def _groups(found: Sequence[_Projection]) -> Iterator[list[_Projection]]:
+    """Those of them that read one tensor, two at least."""
+    by_source: dict[tuple[int, bytes], list[_Projection]] = {}
+    for projection in found:
+        value, scale = projection.source
+        by_source.setdefault((id(value), scale), []).append(projection)
+    yield from (group for group in by_source.values() if len(group) > 1)
+
+
+def _why_not(group: Sequence[_Projection]) -> str:
+    first = group[0]
+    fixed = all(isinstance(dim, int) for dim in first.heads[1:])
+    if not fixed or len({str(projection.heads) for projection in group}) > 1:
+        return "its projections have different numbers of heads"
+    if len({_kind(projection) for projection in group}) > 1:
+        return "its projections are quantized in different ways"
+    if any(_along_k(projection.dq) for projection in group if projection.dq is not None):
+        return "its weights have scales along K"
+    return ""
+
+
+def _kind(projection: _Projection) -> tuple[object, ...]:
+    dq = projection.dq
+    quantized = () if dq is None else (len(dq.inputs), dq.attributes.get_int("block_size", 0))
+    return (array_shape(projection.weight)[0], projection.weight.dtype, *quantized)
+
+
+def _along_k(dq: ir.Node) -> bool:
+    scale = scale_of(dq)
+    per_channel = scale is None or scale.size > 1
+    return per_channel and not dq.attributes.get_int("block_size", 0) and dq.attributes.get_int("axis", 1) % 2 == 0
+
+
+def _merge(group: Sequence[_Projection], inserter: Inserter) -> None:
+    graph = inserter.graph
+    order = {node: index for index, node in enumerate(graph)}
+    before = min((node for projection in group for node in projection.nodes), key=order.__getitem__)
+    module = group[0].transpose.metadata_props.get(MODULE_KEY, "")
+    merging = _Merging(inserter, before, module, _common(group))
+    x = group[0].matmul.inputs[0]
+    assert x is not None
+    merged = merging.add("MatMul", x, merging.weight(group))
+    if any(projection.bias is not None for projection in group):
+        merged = merging.add("Add", merged, merging.bias(group))
+    parts = list(merging.heads(merged, group[0].heads, len(group)))
+    for projection, part in zip(group, parts, strict=True):
+        part.shape = projection.transpose.outputs[0].shape
+        dqs = [node for value in projection.matmul.inputs if (node := _dq_of(value)) is not None]
+        inserter.replace(projection.transpose, part)
+        for node in (*reversed(projection.nodes[:-1]), *dqs):
+            if not node.outputs[0].uses():
+                graph.remove(node, safe=True)
+
+
+def _dq_of(value: ir.Value | None) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _common(group: Sequence[_Projection]) -> str:
+    """`layers.0.attention.q_proj+k_proj+v_proj`: the modules whose GEMM it is."""
+    names = [projection.matmul.metadata_props.get(MODULE_KEY, "") for projection in group]
+    stem = names[0].rpartition(".")[0]
+    if any(name.rpartition(".")[0] != stem for name in names):
+        return "+".join(names)
+    joined = "+".join(name.rpartition(".")[2] for name in names)
+    return f"{stem}.{joined}" if stem else joined
+
+
+@dataclass(frozen=True)
+class _Merging:
+    """New nodes ahead of `before`: those of the GEMM belong to `linear`, the others to `module`."""
+
+    inserter: Inserter
+    before: ir.Node
+    module: str
+    linear: str
+
+    def weight(self, group: Sequence[_Projection]) -> ir.Value:
+        weight = self.constant("weight", [projection.weight for projection in group])
+        dq = group[0].dq
+        if dq is None:
+            return weight
+        inputs = [weight]
+        for index, name in list(enumerate(("weight", "weight_scale", "weight_zero_point")))[1 : len(dq.inputs)]:
+            inputs.append(self.together(name, [_per_channel(projection, index) for projection in group]))
+        block = dq.attributes.get_int("block_size", 0)
+        return self.inserter.node(
+            "DequantizeLinear",
+            inputs,
+            dtype=dq.outputs[0].dtype or ir.DataType.FLOAT,
+            module=self.linear,
+            attributes={"axis": dq.attributes.get_int("axis", 1), "block_size": block} if block else {"axis": 1},
+            before=self.before,
+            shape=weight.shape,
+        )
+
+    def bias(self, group: Sequence[_Projection]) -> ir.Value:
+        like = next(projection.bias for projection in group if projection.bias is not None)
+        zeros = [np.zeros(array_shape(projection.weight)[1], array_of(like).dtype) for projection in group]
+        parts = [
+            zero if projection.bias is None else array_of(projection.bias)
+            for projection, zero in zip(group, zeros, strict=True)
+        ]
+        return self.together("bias", parts)
+
+    def heads(self, merged: ir.Value, heads: Sequence[int | ir.SymbolicDim], count: int) -> Iterator[ir.Value]:
+        """Take [B, N, count · H · d] apart into `count` of [B, H, N, d]."""
+        tokens, *size = heads
+        fixed = isinstance(tokens, int)
+        dims = [-1 if fixed else 0, tokens if fixed else 0, count, *size]
+        packed = self.add("Reshape", merged, self.integers("heads", dims), module=self.module)
+        packed = self.add("Transpose", packed, perm=[2, 0, 3, 1, 4], module=self.module)
+        batch = None if merged.shape is None else merged.shape[0]
+        packed.shape = ir.Shape([count, batch, size[0], tokens, size[1]])
+        axis = self.integers("", [0])
+        for index in range(count):
+            ends = (self.integers("", [index]), self.integers("", [index + 1]))
+            cut = self.add("Slice", packed, *ends, axis, module=self.module)
+            yield self.add("Squeeze", cut, axis, module=self.module)
+
+    def integers(self, name: str, values: Sequence[int | ir.SymbolicDim]) -> ir.Value:
+        named = f"{self.module}.{name}" if name else f"integer_{values[0]}"
+        return self.inserter.initializer(named, np.asarray(values, np.int64))
+
+    def together(self, name: str, parts: Sequence[npt.NDArray[np.generic]]) -> ir.Value:
+        return self.inserter.initializer(f"{self.linear}.{name}", np.concatenate(parts, axis=-1))
+
+    def constant(self, name: str, parts: Sequence[ir.Value]) -> ir.Value:
+        """The constants [K, n] side by side, put together when they are read."""
+        tensors = [part.const_value for part in parts if part.const_value is not None]
+        shape = ir.Shape([array_shape(parts[0])[0], sum(array_shape(part)[1] for part in parts)])
+        return self.inserter.lazy_initializer(
+            f"{self.linear}.{name}",
+            lambda: np.concatenate([np.asarray(tensor.numpy()) for tensor in tensors], axis=1),
+            tensors[0].dtype,
+            shape,
+        )
+
+    def add(
+        self, op_type: str, *inputs: ir.Value, perm: list[int] | None = None, module: str | None = None
+    ) -> ir.Value:
+        dtype = inputs[0].dtype
+        assert dtype is not None
+        return self.inserter.node(
+            op_type,
+            inputs,
+            dtype=dtype,
+            module=self.linear if module is None else module,
+            attributes=None if perm is None else {"perm": perm},
+            before=self.before,
+        )
+
+
+def _per_channel(projection: _Projection, index: int) -> npt.NDArray[np.generic]:
+    """A scale or zero-point of a weight [K, n], one for each of its n channels (and each block of K)."""
+    assert projection.dq is not None
+    value = projection.dq.inputs[index]
+    assert value is not None
+    array = array_of(value)
+    return array if array.ndim else np.full(array_shape(projection.weight)[1], array)
