@@ -76,6 +76,20 @@ out_option = click.option(
 )
 
 
+_SCALE_OPTIONS = (
+    click.option(
+        "--drop-dynamic",
+        is_flag=True,
+        help="Leave activations float whose scales their library computes at run time; the weights stay quantized.",
+    ),
+    click.option(
+        "--bits",
+        type=click.IntRange(1, 8),
+        help="Bits of the quantized weights, where the checkpoint does not say.  [default: 8]",
+    ),
+)
+
+
 def student_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say about a checkpoint what it does not say itself."""
     for option in reversed(
@@ -99,17 +113,32 @@ def student_options(command: Callable[..., None]) -> Callable[..., None]:
                 help="An axis that may vary; NAME may be '*'. All others are fixed.",
             ),
             click.option("--trust-code", is_flag=True, help="Run the code that the checkpoint brings along."),
+            *_SCALE_OPTIONS,
         ]
     ):
         command = option(command)
     return command
 
 
-def _load_options(model: str | None, inputs: tuple[str, ...], dynamic: tuple[str, ...], trust_code: bool) -> Any:
+def scale_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that decide about scales what a checkpoint leaves open."""
+    for option in reversed(_SCALE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _load_options(
+    model: str | None = None,
+    inputs: tuple[str, ...] = (),
+    dynamic: tuple[str, ...] = (),
+    trust_code: bool = False,
+    drop_dynamic: bool = False,
+    bits: int | None = None,
+) -> Any:
     from exporters.checkpoint import LoadOptions
     from exporters.signature import parse_input
 
-    return LoadOptions(model, tuple(map(parse_input, inputs)), dynamic, trust_code)
+    return LoadOptions(model, tuple(map(parse_input, inputs)), dynamic, trust_code, drop_dynamic, bits)
 
 
 @main.command()
@@ -124,6 +153,8 @@ def export(
     inputs: tuple[str, ...],
     dynamic: tuple[str, ...],
     trust_code: bool,
+    drop_dynamic: bool,
+    bits: int | None,
     out: Path,
     opset: int,
     as_json: bool,
@@ -131,7 +162,7 @@ def export(
     """Export CHECKPOINT, a file or a folder of any kind, as one clean ONNX file with its trained scales."""
     from deploy.export import export as run
 
-    options = _load_options(model, inputs, dynamic, trust_code)
+    options = _load_options(model, inputs, dynamic, trust_code, drop_dynamic, bits)
     done = run(checkpoint, out, options, opset=opset, progress=_progress())
     _print(done.model_dump_json(indent=2, by_alias=True), lambda: click.echo(done.to_text()), as_json)
 
@@ -159,6 +190,8 @@ def convert(
     inputs: tuple[str, ...],
     dynamic: tuple[str, ...],
     trust_code: bool,
+    drop_dynamic: bool,
+    bits: int | None,
     profiles: tuple[str, ...],
     out: Path,
     precision: str,
@@ -173,7 +206,7 @@ def convert(
         checkpoint,
         profiles=profiles,
         out=out,
-        options=_load_options(model, inputs, dynamic, trust_code),
+        options=_load_options(model, inputs, dynamic, trust_code, drop_dynamic, bits),
         precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
         data=data,
         baseline=baseline,
@@ -244,12 +277,13 @@ def doctor(quiet: bool, as_json: bool) -> None:
 @main.command()
 @click.argument("path", metavar="MODEL|BUNDLE|CHECKPOINT", type=click.Path(path_type=Path))
 @click.option("--profile", help="Judge the sparsity by this profile's kernels; a bundle names its own.")
+@scale_options
 @json_option
-def inspect(path: Path, profile: str | None, as_json: bool) -> None:
+def inspect(path: Path, profile: str | None, drop_dynamic: bool, bits: int | None, as_json: bool) -> None:
     """Show the sparsity and the Q/DQ of each linear layer in a model or a bundle, or what a checkpoint holds."""
     from deploy.inspect import inspect as run
 
-    found = run(path, profile)
+    found = run(path, profile, _load_options(drop_dynamic=drop_dynamic, bits=bits))
     _print(found.to_json(), lambda: click.echo(found.to_text()), as_json)
 
 

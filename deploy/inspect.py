@@ -14,6 +14,7 @@ from deploy.inspect_checkpoint import CheckpointInspection, inspect_checkpoint
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.manifest import Layer, Sizes, is_bundle, read_manifest
 from deploy.text_table import text_table
+from exporters.checkpoint import LoadOptions
 from exporters.kinds import kind_of
 from profiles.device import load_device
 from profiles.errors import GpusqError
@@ -63,10 +64,13 @@ class Inspection(Record):
         )
 
 
-def inspect(path: Path, profile: str | None = None) -> Inspection | CheckpointInspection:
+def inspect(
+    path: Path, profile: str | None = None, options: LoadOptions | None = None
+) -> Inspection | CheckpointInspection:
     """Inspect an ONNX model or a bundle, its sparsity judged by the kernels of `profile` (a bundle's own by default).
 
-    Anything else is a checkpoint: what it holds is shown without building its model.
+    Anything else is a checkpoint: what it holds is shown without building its model; `options` decide what it leaves
+    open about its scales.
 
     Raises:
         GpusqError: there is no such file, or it is no ONNX model.
@@ -82,7 +86,7 @@ def inspect(path: Path, profile: str | None = None) -> Inspection | CheckpointIn
             f"no such file: {path}", hint="give a checkpoint, an .onnx file, or a folder that convert wrote"
         )
     if kind_of(path) != "onnx":
-        return inspect_checkpoint(path)
+        return inspect_checkpoint(path, options)
     model = _load(path)
     return Inspection(
         model=path.name,

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from deploy.text_table import text_table
-from exporters.checkpoint import WORDS, config_of, load_student
+from exporters.checkpoint import WORDS, LoadOptions, config_of, hints_of, load_student
 from exporters.kinds import kind_of
 from exporters.sparsity import sparsity_of
 from exporters.student import Student
@@ -65,8 +65,8 @@ class CheckpointInspection(Record):
         )
 
 
-def inspect_checkpoint(path: Path) -> CheckpointInspection:
-    """Inspect the checkpoint in `path`.
+def inspect_checkpoint(path: Path, options: LoadOptions | None = None) -> CheckpointInspection:
+    """Inspect the checkpoint in `path`; `options` decide what it leaves open about its scales.
 
     Raises:
         GpusqError: there is no such file, or it cannot be read safely.
@@ -75,7 +75,7 @@ def inspect_checkpoint(path: Path) -> CheckpointInspection:
         raise GpusqError(f"no such file: {path}", hint="give a checkpoint, an .onnx file or a bundle")
     kind = kind_of(path)
     if kind == "pt2":
-        return _whole(path, load_student(path))
+        return _whole(path, load_student(path, options))
     from exporters.quantizer import INPUT, Place
     from exporters.scales.taken import widened
     from exporters.student_file import FORMAT
@@ -83,7 +83,7 @@ def inspect_checkpoint(path: Path) -> CheckpointInspection:
     from exporters.weights import take_apart
 
     tensors = read_tensors(path)
-    apart = take_apart(tensors, config_of(path))
+    apart = take_apart(tensors, config_of(path), hints_of(options or LoadOptions()))
     masked, taken = apart.masked, apart.taken
     masks = {mask.name: mask.kind for mask in masked.folded}
     own = tensors.metadata.get("format") == FORMAT

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporters.kinds import Kind, kind_of, read_json
 from exporters.signature import Input
 from exporters.student import ModuleStudent, Student
 from profiles.errors import GpusqError
+
+if TYPE_CHECKING:
+    from exporters.scales import Hints
 
 WORDS: dict[str, str] = {
     "safetensors": "safetensors file",
@@ -42,12 +45,16 @@ class LoadOptions:
         inputs: what the model takes, where that cannot be found out.
         dynamic: axes that may vary, each as NAME:AXIS.
         trust_code: whether code that the checkpoint brings along may run.
+        drop_dynamic: leave activations float whose scales their library computes while the network runs.
+        bits: of the integers, 1 to 8, where the checkpoint does not say.
     """
 
     model: str | None = None
     inputs: tuple[Input, ...] = ()
     dynamic: tuple[str, ...] = ()
     trust_code: bool = False
+    drop_dynamic: bool = False
+    bits: int | None = None
 
 
 def load_student(path: Path, options: LoadOptions | None = None) -> Student:
@@ -78,9 +85,11 @@ def _weights(path: Path, kind: Kind, options: LoadOptions) -> Student:
         return to_student(read_student(path))
     from exporters import weights
 
-    words = WORDS.get(kind, kind)
+    words, hints = WORDS.get(kind, kind), hints_of(options)
     if tensors.module is not None:
-        return weights.student_of_module(tensors, kind=words, inputs=options.inputs, dynamic=options.dynamic)
+        return weights.student_of_module(
+            tensors, kind=words, inputs=options.inputs, dynamic=options.dynamic, hints=hints
+        )
     spec = options.model or (f"hf:{path}" if kind == "hf-folder" else None)
     if spec is None:
         raise GpusqError(
@@ -95,7 +104,15 @@ def _weights(path: Path, kind: Kind, options: LoadOptions) -> Student:
         inputs=options.inputs,
         dynamic=options.dynamic,
         metadata=config_of(path),
+        hints=hints,
     )
+
+
+def hints_of(options: LoadOptions) -> Hints:
+    """What the user decided about scales."""
+    from exporters.scales import Hints
+
+    return Hints(options.drop_dynamic, options.bits)
 
 
 def config_of(path: Path) -> dict[str, Any]:
@@ -118,7 +135,7 @@ def _program(path: Path, options: LoadOptions) -> Student:
 
     _refuse_architecture(path, options)
     program = load_program(path)
-    found = plain_program(program.program)
+    found = plain_program(program.program, drop_dynamic=options.drop_dynamic)
     return ModuleStudent(
         module=found.module,
         inputs=program.inputs,
@@ -130,8 +147,8 @@ def _program(path: Path, options: LoadOptions) -> Student:
 
 
 def _refuse_architecture(path: Path, options: LoadOptions) -> None:
-    if options.model or options.inputs or options.dynamic:
+    if options.model or options.inputs or options.dynamic or options.bits:
         raise GpusqError(
-            f"{path} is a whole model: it names its own inputs and axes",
-            hint="leave out --model, --input and --dynamic",
+            f"{path} is a whole model: it names its own inputs, axes and bits",
+            hint="leave out --model, --input, --dynamic and --bits",
         )

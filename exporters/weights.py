@@ -21,7 +21,7 @@ from exporters.load_state import load_state
 from exporters.masks import FoldedMask, MaskedState, fold_masks
 from exporters.quantized_modules.plain import is_quantized, plain
 from exporters.quantizer import Place, Quantizer
-from exporters.scales import TakenScales, take_scales
+from exporters.scales import Hints, TakenScales, take_scales
 from exporters.scales.factors import multiply_inputs
 from exporters.signature import Input, with_dynamic
 from exporters.student import ModuleStudent
@@ -46,7 +46,7 @@ class TakenApart:
     of_torchao: Mapping[str, Tensor]
 
 
-def take_apart(tensors: Tensors, metadata: Mapping[str, Any]) -> TakenApart:
+def take_apart(tensors: Tensors, metadata: Mapping[str, Any], hints: Hints | None = None) -> TakenApart:
     """Fold the masks of `tensors` and take out their scales; `metadata` is what lies beside the file.
 
     Raises:
@@ -54,7 +54,7 @@ def take_apart(tensors: Tensors, metadata: Mapping[str, Any]) -> TakenApart:
     """
     of_torchao = {name: tensor for name, tensor in tensors.state.items() if is_torchao(tensor)}
     masked = fold_masks({name: tensor for name, tensor in tensors.state.items() if name not in of_torchao})
-    return TakenApart(masked, take_scales(masked.state, {**tensors.metadata, **metadata}), of_torchao)
+    return TakenApart(masked, take_scales(masked.state, {**tensors.metadata, **metadata}, hints), of_torchao)
 
 
 def student_of_weights(
@@ -66,13 +66,15 @@ def student_of_weights(
     inputs: Sequence[Input] = (),
     dynamic: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
+    hints: Hints | None = None,
 ) -> ModuleStudent:
     """Put `tensors` into the architecture that `spec` names.
 
     Raises:
         GpusqError: they do not fit it, a mask or a scale is unsound, or a weight is NaN or infinite.
     """
-    plain_weights = take_apart(tensors, metadata or {})
+    hints = hints or Hints()
+    plain_weights = take_apart(tensors, metadata or {}, hints)
     taken = plain_weights.taken
     check_finite(plain_weights.masked.state, str(source))  # a weight under a mask may have been NaN
     built, loaded = _built(spec, taken.state, inputs)
@@ -80,7 +82,7 @@ def student_of_weights(
     notes = (*tensors.notes, *map(_told, plain_weights.masked.folded), *taken.notes, *built.notes)
     if plain_weights.of_torchao or is_quantized(built.weights_module):
         _load_as_its_library_does(built.weights_module, tensors.state, spec)
-        found = plain(built.weights_module)
+        found = plain(built.weights_module, drop_dynamic=hints.drop_dynamic)
         built, quantizers, notes = _with_module(built, found.module), found.quantizers, (*notes, *found.notes)
     else:
         if not loaded:
@@ -111,7 +113,12 @@ def _built(spec: str, state: Mapping[str, Tensor], inputs: Sequence[Input]) -> t
 
 
 def student_of_module(
-    tensors: Tensors, *, kind: str, inputs: Sequence[Input] = (), dynamic: Sequence[str] = ()
+    tensors: Tensors,
+    *,
+    kind: str,
+    inputs: Sequence[Input] = (),
+    dynamic: Sequence[str] = (),
+    hints: Hints | None = None,
 ) -> ModuleStudent:
     """The student that a file brought as a whole module, whose code was trusted."""
     module = tensors.module
@@ -123,7 +130,7 @@ def student_of_module(
         built = Architecture(module.float(), tuple(inputs))
     else:
         raise GpusqError(f"nothing tells what {name} takes", hint="give it as --input NAME=1x3x224x224")
-    found = plain(built.module)
+    found = plain(built.module, drop_dynamic=hints is not None and hints.drop_dynamic)
     return ModuleStudent(
         module=found.module,
         inputs=with_dynamic(built.inputs, dynamic),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exporters.quantizer import Place, Quantizer, check_quantizer, revived, symmetric, symmetric_weight
+from exporters.scales.taken import DROP_DYNAMIC
 from profiles.errors import GpusqError
 
 
@@ -81,7 +82,7 @@ class Findings:
         if not self.drop_dynamic:
             raise GpusqError(
                 f"{str(place)!r} is quantized dynamically ({source}): its scale is computed anew for each input",
-                hint="TensorRT has no dynamic INT8: train static activation scales, or keep only the weights quantized",
+                hint=f"TensorRT has no dynamic INT8: train static activation scales, or {DROP_DYNAMIC}",
             )
         self.notes.append(f"{place} stays float: its dynamic quantization ({source}) was dropped")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from exporters.quantized_modules.findings import Findings, quantizer_like
 from exporters.quantized_modules.plain import PlainModule
-from exporters.quantizer import OUTPUT, Place, Quantizer
+from exporters.quantizer import INPUT, OUTPUT, Place, Quantizer
 from profiles.errors import GpusqError
 
 _HINT = (
@@ -31,8 +32,12 @@ _TRAINING = {
 }
 
 
-def plain_program(program: torch.export.ExportedProgram) -> PlainModule:
+def plain_program(program: torch.export.ExportedProgram, *, drop_dynamic: bool = False) -> PlainModule:
     """Return a module that computes what `program` does without its quantizers, and these quantizers.
+
+    Args:
+        program: float, or converted by PT2E.
+        drop_dynamic: leave activations float whose scales are computed for each input, instead of refusing them.
 
     Raises:
         GpusqError: a quantizer is asymmetric, dynamic or has a scale that is not positive; an operator of a
@@ -43,7 +48,7 @@ def plain_program(program: torch.export.ExportedProgram) -> PlainModule:
     assert isinstance(module, fx.GraphModule)
     module = fx.GraphModule(module, module.graph)  # torch's own refuses eval()
     _check_mode(module)
-    found = Findings()
+    found = Findings(drop_dynamic)
     editor = _Editor(module, found)
     for node in list(module.graph.nodes):
         if _operator(node) in _DEQUANTIZE:
@@ -80,6 +85,10 @@ class _Editor:
 
     def _activation(self, node: fx.Node, x: fx.Node) -> None:
         consumer = _module_of(next(iter(node.users), node))
+        if (source := self._computed_by(node)) is not None:
+            self.found.dynamic(Place(consumer, INPUT), source)
+            node.replace_all_uses_with(x)
+            return
         name = self._free(f"{consumer}.input" if consumer else "input")
         low, high = _bounds(node)
         scale, zero, axis = self._parameters(node, name)
@@ -91,6 +100,15 @@ class _Editor:
             quantized = self.module.graph.call_module(name, (x,))
         quantized.meta = _meta(node)
         node.replace_all_uses_with(quantized)
+
+    def _computed_by(self, node: fx.Node) -> str | None:
+        """The operator that computes the scale of a dequantize operator for each input; None where it is constant."""
+        scale = node.args[1]
+        if not isinstance(scale, fx.Node) or scale.op == "get_attr":
+            return None
+        source = scale.args[0] if scale.target is operator.getitem else scale
+        assert isinstance(source, fx.Node)
+        return _operator(source) or source.name
 
     def _weight(self, node: fx.Node, stored: Tensor, *, integers: bool) -> None:
         low, high = _bounds(node)

@@ -24,6 +24,7 @@ from exporters.quantizer import INPUT, OUTPUT, Place, Quantizer
 from exporters.scales.packing import unpack_words
 from exporters.scales.taken import (
     DAMAGED,
+    DROP_DYNAMIC,
     WEIGHT,
     Array,
     Hints,
@@ -51,6 +52,7 @@ _REFUSED = {
 }
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 _EIGHT = 8
+_WORD = 32  # bits
 _PARTS = ("weights", "input_activations", "output_activations")
 _Integers = npt.NDArray[np.int8]
 _Scheme = Mapping[str, Any]
@@ -95,7 +97,7 @@ def refuse_dynamic(module: str) -> GpusqError:
     """The error for activations whose scales are computed for each token."""
     return GpusqError(
         f"the input of {module!r} is quantized with scales computed while the network runs",
-        hint="TensorRT has no dynamic INT8: calibrate static scales, or ask for the weights alone (drop_dynamic)",
+        hint=f"TensorRT has no dynamic INT8: calibrate static scales, or {DROP_DYNAMIC}",
     )
 
 
@@ -123,6 +125,8 @@ def _weight(
     packed = "weight_packed" in tensors
     weight = None if packed else must_have(tensors, WEIGHT, f"{place}_scale")
     shape = _shape(place, tensors) if weight is None else tuple(weight.shape)
+    if packed and not arguments.get("num_bits"):
+        _check_width(place, tensors["weight_packed"], shape, bits)
     zero = _zero_point(place, tensors, bits, shape, scale.shape)
     quantizer = _quantizer(place, scale, zero, shape, arguments, bits)
     integers: npt.NDArray[np.integer]
@@ -133,7 +137,8 @@ def _weight(
     else:
         integers = _rounded(place, weight, tensors["weight_scale"], quantizer)
     if ((integers < quantizer.low) | (integers > quantizer.high)).any():
-        raise GpusqError(f"{str(place)!r} holds integers beyond its {bits} bits", hint=DAMAGED)
+        hint = DAMAGED if arguments.get("num_bits") else "leave out --bits, or give more"
+        raise GpusqError(f"{str(place)!r} holds integers beyond its {bits} bits", hint=hint)
     return keep_weight(place, integers, quantizer, notes)
 
 
@@ -236,6 +241,16 @@ def _unpacked(
         return unpack_words(words.cpu().numpy(), bits, shape, axis)
     except (ValueError, IndexError) as error:
         raise GpusqError(f"'{place.module}.{name}' does not unpack: {error}", hint=DAMAGED) from error
+
+
+def _check_width(place: Place, words: torch.Tensor, shape: tuple[int, ...], bits: int) -> None:
+    """Refuse integers of `bits`, which no configuration tells, in words that hold as many of another width."""
+    fit = [width for width in range(1, _EIGHT + 1) if shape and words.shape[-1:] == (-(-shape[-1] * width // _WORD),)]
+    if fit and bits not in fit:
+        raise GpusqError(
+            f"'{place}_packed' has {words.shape[-1]} words for {shape[-1]} integers, which {bits} bits do not fill",
+            hint=f"no quantization_config tells how many bits they have: say --bits {' or '.join(map(str, fit))}",
+        )
 
 
 def _shape(place: Place, tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:

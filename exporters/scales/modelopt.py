@@ -25,6 +25,7 @@ import torch
 from exporters.quantizer import INPUT, OUTPUT, Place, Quantizer
 from exporters.scales.taken import (
     DAMAGED,
+    DROP_DYNAMIC,
     WEIGHT,
     Array,
     Hints,
@@ -83,9 +84,9 @@ def take(state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], hints: 
         {name: tensor for name, tensor in state.items() if not _QUANTIZER.fullmatch(name)},
         kind="pytorch-quantization" if old else "NVIDIA ModelOpt",
     )
-    bits = sound_bits("hints.bits", hints.bits or _EIGHT)
+    bits = sound_bits("--bits", hints.bits or _EIGHT)
     notes = [] if described else [_assumed(bits)]
-    settings = {name: _settings(name, raw) for name, raw in described.items() if not _is_list(raw)}
+    settings = {name: _settings(name, raw, hints, notes) for name, raw in described.items() if not _is_list(raw)}
     for name, tensor in state.items():
         if found := _QUANTIZER.fullmatch(name):
             _take_one(name, found, tensor, settings, state, bits, taken, notes)
@@ -225,7 +226,7 @@ def _is_list(raw: Mapping[str, Any]) -> bool:
     return bool(raw.get("is_sequential_quantizer"))
 
 
-def _settings(name: str, raw: Mapping[str, Any]) -> _Settings:
+def _settings(name: str, raw: Mapping[str, Any], hints: Hints, notes: list[str]) -> _Settings:
     """The settings of a quantizer.
 
     Raises:
@@ -245,10 +246,13 @@ def _settings(name: str, raw: Mapping[str, Any]) -> _Settings:
     if blocks is not None and not isinstance(blocks, Mapping):
         raise GpusqError(f"{name!r} has blocks of {blocks!r}", hint=DAMAGED)
     if raw.get("_dynamic") or (blocks and blocks.get("type") == "dynamic"):
-        raise GpusqError(
-            f"{name!r} computes its scale while the network runs",
-            hint="TensorRT has no dynamic INT8: calibrate it, type 'static'",
-        )
+        if not hints.drop_dynamic or name.endswith("weight_quantizer"):
+            raise GpusqError(
+                f"{name!r} computes its scale while the network runs",
+                hint=f"TensorRT has no dynamic INT8: calibrate it, type 'static', or {DROP_DYNAMIC}",
+            )
+        notes.append(f"{name} computed its scale while the network ran: its activation stays float")
+        return _Settings(enabled=False, factor=factor)
     bits = sound_bits(name, bits)
     if raw.get("_bias") or not raw.get("_fake_quant", True) or raw.get("_learn_amax"):
         raise GpusqError(

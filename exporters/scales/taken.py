@@ -16,6 +16,7 @@ Array = npt.NDArray[np.float32]
 WEIGHT = "weight"
 _MOST_BITS = 8
 DAMAGED = "the checkpoint is damaged, or belongs to another library than its names say"
+DROP_DYNAMIC = "keep the weights alone quantized with --drop-dynamic"
 FLOAT8 = "FP8 is not taken yet: quantize to INT8, or export the float model"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -64,6 +65,17 @@ def test_every_command_is_documented_and_the_reference_is_current() -> None:
         assert f"## gpusq {name}\n" in written
         for parameter in command.params:
             assert isinstance(parameter, click.Argument) or (isinstance(parameter, click.Option) and parameter.help)
+
+
+def test_every_option_that_an_error_of_the_exporters_names_exists() -> None:
+    named = {
+        option
+        for path in (ROOT / "exporters").rglob("*.py")
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text(encoding="utf-8"))
+    }
+    known = {option for command in main.commands.values() for parameter in command.params for option in parameter.opts}
+    assert {"--drop-dynamic", "--bits"} <= named
+    assert named - {"--dereference"} <= known  # that is an option of cp
 
 
 def test_profiles_lists_every_device() -> None:

@@ -60,6 +60,57 @@ def test_a_pruned_state_dict_becomes_a_graph_with_exact_zeros(tmp_path: Path, us
     assert np.abs(open_session(done.files[0]).run(None, {"x": x})[0] - expected).max() <= 1e-6
 
 
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, list(arguments))
+    return result.exit_code, result.output
+
+
+def test_the_hint_about_dynamic_activations_names_the_option_that_cures_it(tmp_path: Path, users_net: str) -> None:
+    net = Net()
+    state = net.state_dict() | {"fc.weight": torch.ones(4, 8, dtype=torch.int8), "fc.weight_scale": torch.ones(4, 1)}
+    torch.save(state, tmp_path / "net.pth")
+    activations = {"num_bits": 8, "strategy": "token", "dynamic": True}
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8}, "input_activations": activations}
+    config = {"quant_method": "compressed-tensors", "config_groups": {"all": group}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    command = ["export", str(tmp_path / "net.pth"), "--model", users_net, "--input", "x=1x3x8", "-o"]
+    code, said = run(*command, str(tmp_path / "net.onnx"))
+    assert (code, "--drop-dynamic" in said) == (1, True)
+    code, said = run(*command, str(tmp_path / "net.onnx"), "--drop-dynamic")
+    assert code == 0
+    assert "they stay float" in said
+    assert [node.op_type for node in ir.load(tmp_path / "net.onnx").graph if "Linear" in node.op_type] == [
+        "DequantizeLinear"
+    ]
+
+
+def test_bits_tell_the_width_of_packed_weights_that_nothing_else_tells(tmp_path: Path, users_net: str) -> None:
+    net = Net()
+    packed = torch.full((4, 1), 0x11111111, dtype=torch.int32)
+    state = {name: tensor for name, tensor in net.state_dict().items() if name != "fc.weight"} | {
+        "fc.weight_packed": packed, "fc.weight_shape": torch.tensor([4, 8]), "fc.weight_scale": torch.ones(4, 1) / 8
+    }  # fmt: skip
+    torch.save(state, tmp_path / "net.pth")
+    code, said = run("inspect", str(tmp_path / "net.pth"))
+    assert (code, "say --bits 1 or 2 or 3 or 4" in said) == (1, True)
+    code, said = run("inspect", str(tmp_path / "net.pth"), "--bits", "4", "--json")
+    (weight,) = [weight for weight in json.loads(said)["weights"] if weight["name"] == "fc.weight"]
+    assert (code, weight["bits"], weight["scales"]) == (0, 4, "channel")
+    options = LoadOptions(users_net, (X,), bits=4)
+    model = ir.load(export(tmp_path / "net.pth", tmp_path / "net.onnx", options).files[0])
+    (dequantize,) = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+    held = None if dequantize.inputs[0] is None else dequantize.inputs[0].const_value
+    assert held is not None
+    assert held.dtype == ir.DataType.INT4
+    assert (held.numpy().astype(int) == 1 - 8).all()  # stored is the integer plus 8
+
+
+def test_a_whole_model_takes_no_bits(tmp_path: Path) -> None:
+    first = export(student_path(), tmp_path / "net.onnx").files[0]
+    with pytest.raises(GpusqError, match="names its own inputs, axes and bits"):
+        export(first, tmp_path / "again.onnx", LoadOptions(bits=4))
+
+
 def test_axes_are_fixed_unless_they_are_asked_for(tmp_path: Path, users_net: str) -> None:
     torch.save(Net().state_dict(), tmp_path / "net.pth")
     done = export(tmp_path / "net.pth", tmp_path / "net.onnx", LoadOptions(users_net, (X,)))

@@ -28,7 +28,7 @@ from profiles.errors import GpusqError
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torchao.quantization.pt2e as pt2e
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -184,6 +184,30 @@ def test_refuses_the_affine_activations_of_the_x86_quantizer() -> None:
     with pytest.raises(GpusqError, match=r"'conv\.input\.output' is quantized asymmetrically") as caught:
         plain_program(trained(quantizer))
     assert "torch.per_tensor_symmetric" in caught.value.hint
+
+
+def test_dynamic_activations_are_refused_and_left_out_only_when_asked() -> None:
+    config = x86.get_default_x86_inductor_quantization_config(is_dynamic=True)
+    module, example = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), (torch.randn(2, 8),)
+    prepared = prepare_pt2e(
+        torch.export.export(module, example).module(), x86.X86InductorQuantizer().set_global(config)
+    )
+    prepared(*example)
+    program = torch.export.export(convert_pt2e(prepared), example)
+    with pytest.raises(
+        GpusqError, match=r"'0\.input' is quantized dynamically \(quantized_decomposed\.choose_q"
+    ) as caught:
+        plain_program(program)
+    assert "--drop-dynamic" in caught.value.hint
+    found = plain_program(program, drop_dynamic=True)
+    assert list(found.quantizers) == [Place("0", "weight")]
+    assert found.notes == (
+        "0.input stays float: its dynamic quantization (quantized_decomposed.choose_qparams) was dropped",
+    )
+    weight = found.module.get_parameter("0.weight")
+    with torch.no_grad():
+        expected = torch.relu(nn.functional.linear(example[0], weight, module.get_parameter("0.bias")))
+        assert torch.equal(found.module(*example), expected)
 
 
 def test_refuses_a_program_that_was_exported_in_training_mode() -> None:

@@ -217,6 +217,7 @@ def test_dynamic_activations_are_refused_and_left_out_only_when_asked(
     with pytest.raises(GpusqError, match="input of '0' is quantized with scales computed while") as caught:
         take_scales(state, metadata)
     assert "TensorRT has no dynamic INT8" in caught.value.hint
+    assert "--drop-dynamic" in caught.value.hint
     taken = take_scales(state, metadata, Hints(drop_dynamic=True))
     assert {place.tensor for place in taken.quantizers} == {"weight"}
     assert "they stay float" in taken.notes[0]
@@ -318,14 +319,32 @@ def test_a_scale_without_its_layer_is_an_error(name: str) -> None:
         take_scales(plain() | {f"gone.{name}": torch.tensor(1.0)})
 
 
-def test_packed_words_that_do_not_fit_are_an_error() -> None:
-    state = {
-        "fc.weight_packed": torch.zeros(3, 3, dtype=torch.int32),
+def packed(words: int) -> dict[str, Tensor]:
+    return {
+        "fc.weight_packed": torch.zeros(3, words, dtype=torch.int32),
         "fc.weight_shape": torch.tensor([3, 16]),
         "fc.weight_scale": torch.ones(3, 1),
     }
+
+
+def test_packed_words_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(GpusqError, match=r"'fc.weight_packed' does not unpack: .* 4-bit"):
-        take_scales(state, hints=Hints(bits=4))
+        take_scales(packed(9), hints=Hints(bits=4))
+
+
+def test_words_of_an_unknown_width_ask_for_the_bits_that_would_fill_them() -> None:
+    with pytest.raises(
+        GpusqError, match=r"'fc\.weight_packed' has 3 words for 16 integers, which 8 bits do not"
+    ) as said:
+        take_scales(packed(3))
+    assert said.value.hint.endswith("say --bits 5 or 6")
+    assert take_scales(packed(3), hints=Hints(bits=6)).quantizers[Place("fc", "weight")].low == -32
+
+
+def test_bits_that_are_too_few_for_a_plain_weight_are_an_error() -> None:
+    with pytest.raises(GpusqError, match=r"'fc\.weight' holds integers beyond its 2 bits") as caught:
+        take_scales(plain(), hints=Hints(bits=2))
+    assert "--bits" in caught.value.hint
 
 
 def test_a_plain_float_state_is_left_alone() -> None:

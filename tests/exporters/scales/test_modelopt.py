@@ -275,6 +275,17 @@ def test_a_quantizer_that_was_never_calibrated_is_an_error() -> None:
         take_scales(state, metadata)
 
 
+def test_a_dynamic_activation_is_left_out_only_when_asked(task: Any, quantize: Any, saved: Any) -> None:
+    module = quantize(task, config({"num_bits": 8, "axis": 0}, {"num_bits": 8, "type": "dynamic"}), steps=0)
+    state, metadata = saved(module)
+    with pytest.raises(GpusqError, match=r"'0.input_quantizer' computes its scale while the network runs") as caught:
+        take_scales(state, metadata)
+    assert "--drop-dynamic" in caught.value.hint
+    taken = take_scales(state, metadata, Hints(drop_dynamic=True))
+    assert {place.tensor for place in taken.quantizers} == {"weight"}
+    assert any(note.startswith("0.input_quantizer computed its scale") for note in taken.notes)
+
+
 def test_half_precision_scales_widen_without_loss() -> None:
     amax = torch.tensor(0.1234, dtype=torch.bfloat16)
     taken = take_scales(STATE | {"fc.input_quantizer._amax": amax})
