@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deploy.manifest import FILE_NAME, FileEntry, is_bundle
+from exporters.parts import parts_of
 from profiles.errors import GpusqError
 
 _STAGING = ".gpusq-staging"
@@ -93,10 +94,19 @@ def hash_files(bundle: Path) -> dict[str, FileEntry]:
 
 
 def hash_checkpoint(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's list of files with theirs, as sha256sum writes it."""
-    if path.is_file():
+    """Return the SHA-256 of a checkpoint.
+
+    That of the file, where it is one. Where it is several, that of their list as sha256sum writes it, sorted by name:
+    of a folder's files, of an index JSON and the shards that it names, of an ONNX file and its external data. It is
+    the same as of `sha256sum model.safetensors.index.json model-1.safetensors model-2.safetensors | sha256sum`.
+    """
+    if path.is_dir():
+        entries = hash_files(path)
+    elif len(names := parts_of(path)) > 1:
+        entries = {name: hash_file(path.parent / name) for name in names}
+    else:
         return hash_file(path).sha256
-    listed = "".join(f"{entry.sha256}  {name}\n" for name, entry in hash_files(path).items())
+    listed = "".join(f"{entry.sha256}  {name}\n" for name, entry in entries.items())
     return hashlib.sha256(listed.encode()).hexdigest()
 
 

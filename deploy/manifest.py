@@ -33,7 +33,7 @@ class Source(Record):
     """The checkpoint that a model came from."""
 
     file: str = Field(description="The file's name, without its folder.")
-    sha256: str
+    sha256: str = Field(description="Of the file; of several, of their list as sha256sum writes it, sorted by name.")
     model: str = Field(description="The factory that builds the architecture.")
     parameters: int
     card: dict[str, Any] = Field(description="What the training wrote about itself.")

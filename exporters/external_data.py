@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
@@ -13,8 +13,19 @@ from profiles.errors import GpusqError
 _SAVE_AGAIN = "save the model again with onnx.save_model(..., save_as_external_data=True)"
 
 
+def external_files(path: Path, proto: onnx.ModelProto) -> set[Path]:
+    """The files that hold external data of the model at `path`; raises as `check_external_data` does."""
+    return set(_checked(path, proto))
+
+
 def check_external_data(path: Path, proto: onnx.ModelProto) -> None:
     """Raise GpusqError unless every external tensor of the model at `path` lies whole in a file beside it."""
+    for _ in _checked(path, proto):
+        pass
+
+
+def _checked(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
+    """The file of each external tensor, checked."""
     for place, tensor in tensors_of(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -26,6 +37,7 @@ def check_external_data(path: Path, proto: onnx.ModelProto) -> None:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         file = _file(path, place, entries.get("location", ""))
         _check_extent(path, f"{place}, in {file}", tensor, entries, file.stat().st_size)
+        yield file
 
 
 def _file(path: Path, place: str, location: str) -> Path:

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from exporters.dense import to_dense
 from exporters.kinds import INDEX_KEY, Kind, index_files, kind_of, read_json
 from exporters.nesting import WRAPPERS, find_weights, plain_items
+from exporters.parts import weight_map
 from exporters.safe_pickle import ALL_OF_IT, NOT_RUN, load_pickle, wanted_globals
 from profiles.errors import GpusqError
 
@@ -120,7 +121,7 @@ def _read_folder(folder: Path, trust_code: bool) -> Tensors:
 def _weights_in(folder: Path) -> tuple[Path, list[Path]]:
     """The index or weights file to read in `folder`, and those passed over."""
     indexes = index_files(folder)
-    shards = {str(name) for index in indexes for name in _weight_map(index).values()}
+    shards = {str(name) for index in indexes for name in weight_map(index).values()}
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in shards]
     kinds = {path: kind_of(path) for path in files}
     for wanted in (["safetensors"], ["torch-zip", "torch-legacy"]):
@@ -214,8 +215,8 @@ def _data_end(header: bytes) -> int:
 
 
 def _read_sharded(index: Path, trust_code: bool) -> Tensors:
-    weight_map = _weight_map(index)
-    shards = sorted(set(weight_map.values()))
+    indexed = weight_map(index)
+    shards = sorted(set(indexed.values()))
     _check_shards(index, shards)
     state: dict[str, torch.Tensor] = {}
     origin: dict[str, str] = {}
@@ -223,7 +224,7 @@ def _read_sharded(index: Path, trust_code: bool) -> Tensors:
     for shard in shards:
         part = read_tensors(index.parent / shard, trust_code=trust_code)
         notes += [f"{shard}: {note}" for note in part.notes]
-        _check_indexed(index, shard, weight_map, part.state)
+        _check_indexed(index, shard, indexed, part.state)
         for name, tensor in part.state.items():
             if name in state and not same_bits(state[name], tensor):
                 raise GpusqError(
@@ -232,7 +233,7 @@ def _read_sharded(index: Path, trust_code: bool) -> Tensors:
                 )
             state.setdefault(name, tensor)
             origin.setdefault(name, shard)
-    if extra := [name for name in state if name not in weight_map]:
+    if extra := [name for name in state if name not in indexed]:
         notes.append(f"{len(extra)} tensors that the index does not name were read too, {extra[0]!r} first")
     return Tensors(state, tuple(notes), _index_metadata(index))
 
@@ -244,25 +245,6 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.numel() == 0:
         return True
     return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other)))
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    content = read_json(index)
-    weight_map = content.get(INDEX_KEY) if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise GpusqError(f"{index}: {INDEX_KEY!r} is no object with names", hint=ALL_OF_IT)
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_inside(shard):
-            raise GpusqError(
-                f"{index}: tensor {name!r} lies in {shard!r}, which is no file beside the index",
-                hint="an index names files in its own folder only",
-            )
-    return weight_map
-
-
-def _is_inside(shard: str) -> bool:
-    parts = Path(shard).parts
-    return bool(parts) and "\0" not in shard and not Path(shard).is_absolute() and ".." not in parts
 
 
 def _index_metadata(index: Path) -> dict[str, Any]:
@@ -283,8 +265,8 @@ def _check_shards(index: Path, shards: Iterable[str]) -> None:
             raise GpusqError(f"{index}: shard {shard} is no weights file ({kind})", hint="download it again")
 
 
-def _check_indexed(index: Path, shard: str, weight_map: Mapping[str, str], state: Mapping[str, object]) -> None:
-    lacking = [name for name, where in weight_map.items() if where == shard and name not in state]
+def _check_indexed(index: Path, shard: str, indexed: Mapping[str, str], state: Mapping[str, object]) -> None:
+    lacking = [name for name, where in indexed.items() if where == shard and name not in state]
     if lacking:
         more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
         raise GpusqError(

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
+import subprocess
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 
-from deploy.bundle import hash_files, staged, staged_copy
+from deploy.bundle import hash_checkpoint, hash_file, hash_files, staged, staged_copy
 from deploy.manifest import is_bundle
 from profiles.errors import GpusqError
 
+SUM = "sha256sum -- {} | sha256sum"
 MANIFEST = '{"schema": 1, "gpusq": "0", "profile": "cpu"}'
 
 
@@ -19,6 +23,38 @@ def make_bundle(folder: Path, content: str = "old") -> Path:
     (folder / "manifest.json").write_text(MANIFEST)
     (folder / "model.onnx").write_text(content)
     return folder
+
+
+def sha256sum(folder: Path, *names: str) -> str:
+    """What coreutils make of the files."""
+    shown = subprocess.run(
+        SUM.format(" ".join(names)), shell=True, cwd=folder, capture_output=True, text=True, check=True
+    )
+    return shown.stdout.split()[0]
+
+
+def test_the_hash_of_an_index_covers_the_shards_that_it_names(tmp_path: Path) -> None:
+    shards = {"fc.weight": "model-2.safetensors", "fc.bias": "model-1.safetensors", "fc.scale": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    for name in ("model-1.safetensors", "model-2.safetensors", "other.safetensors"):
+        (tmp_path / name).write_text(name)
+    index = tmp_path / "model.safetensors.index.json"
+    before = hash_checkpoint(index)
+    assert before == sha256sum(tmp_path, "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json")
+    (tmp_path / "other.safetensors").write_text("changed")
+    assert hash_checkpoint(index) == before
+    (tmp_path / "model-2.safetensors").write_text("changed")
+    assert hash_checkpoint(index) != before
+
+
+def test_the_hash_of_an_onnx_file_covers_its_external_data(tmp_path: Path) -> None:
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["": 21]>
+        g (float[2,4] x) => (float[2,2] y) <float[4,2] w = {1, 2, 3, 4, 5, 6, 7, 8}> { y = MatMul(x, w) }""")
+    ir.save(model, tmp_path / "net.onnx", external_data="net.data", size_threshold_bytes=0)
+    assert hash_checkpoint(tmp_path / "net.onnx") == sha256sum(tmp_path, "net.data", "net.onnx")
+    ir.save(model, tmp_path / "one.onnx")
+    assert hash_checkpoint(tmp_path / "one.onnx") == hash_file(tmp_path / "one.onnx").sha256
 
 
 def content(bundle: Path) -> str:
