@@ -20,17 +20,19 @@ from deploy import bench, environment, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE
 from deploy.bundle import hash_checkpoint, staged
+from deploy.export import failed_ways
 from deploy.finish import seal
 from deploy.gates import missed_gates
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.manifest import Manifest, Measurement, Source
-from deploy.progress import Progress
+from deploy.progress import Progress, tell_all
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
 from exporters.lint import lint
 from exporters.save_onnx import save_onnx
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target, surgery
+from exporters.to_onnx import Exported
 from profiles.device import Device, FloatType, load_device
 from profiles.errors import GpusqError
 from profiles.record import Record
@@ -132,6 +134,9 @@ class _Job:
             self.samples = load_samples(self.data, sample_specs(self.student))
         kept = f"{self.student.quantized} quantized weights" if self.student.quantized else "float"
         self.progress.found("checkpoint", f"{self.student.model.rpartition(':')[2]}, {kept}, {self.student.kind}")
+        tell_all(self.progress, "checkpoint", self.student.notes)
+        if self.teacher is not None:
+            tell_all(self.progress, "baseline", self.teacher.notes)
 
     def _load_baseline(self, baseline: Path, devices: Collection[Device]) -> None:
         if all(device.runtime != "onnxruntime" for device in devices):
@@ -156,13 +161,15 @@ class _Job:
         return asked.get(self.precision, device.onnx.float_type)
 
     @cached_property
-    def model(self) -> ir.Model:
-        """The graph of the student, its trained scales as Q/DQ where they are kept."""
+    def exported(self) -> Exported:
+        """The graph of the student, its trained scales as Q/DQ where they are kept, and how it was come by."""
         with self.progress.working("exporting"):
             exported = self.student.export(scales=self.quantized)
         model = exported.model
         self.progress.found("export", f"opset {model.opset_imports['']}, {len(model.graph)} nodes, by {exported.way}")
-        return model
+        for way, reason in exported.failed:
+            self.progress.found("export", f"not by {way}: {reason}")
+        return exported
 
     @cached_property
     def reference(self) -> verify.Array:
@@ -186,7 +193,7 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
     bundle.mkdir()
     said = f"{bundle.name}:"
     progress = job.progress
-    model = job.model.clone()
+    model = job.exported.model.clone()
     target = Target(device, job.float_type(device))
     passes = surgery(model, target)
     _check(model, device)
@@ -222,7 +229,7 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
         profile=device.name,
         device=device.title,
         device_profile=device,
-        student=job.source,
+        student=job.source.model_copy(update={"way": job.exported.way, "failed": failed_ways(job.exported)}),
         baseline=job.teacher_source if measured else None,
         precision_asked=job.precision,
         precision=_precision_name(job.quantized, target.float_type),
@@ -308,6 +315,8 @@ def _load(path: Path, options: LoadOptions) -> tuple[Student, Source]:
         model=student.model,
         parameters=student.parameters,
         card=dict(student.card),
+        kind=student.kind,
+        notes=student.notes,
     )
 
 

@@ -9,10 +9,11 @@ import onnx_ir as ir
 from pydantic import Field
 
 from deploy.bundle import staged_files
+from deploy.manifest import Failed
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.save_onnx import save_onnx
-from exporters.to_onnx import OPSET
+from exporters.to_onnx import OPSET, Exported
 from profiles.errors import GpusqError
 from profiles.record import Record
 
@@ -26,13 +27,6 @@ class Tensor(Record):
     name: str
     dtype: str
     shape: tuple[int | str, ...]
-
-
-class Failed(Record):
-    """A way to a graph that did not lead there."""
-
-    way: str
-    reason: str
 
 
 class Export(Record):
@@ -110,9 +104,14 @@ def export(
         inputs=tuple(map(_tensor, model.graph.inputs)),
         outputs=tuple(map(_tensor, model.graph.outputs)),
         way=exported.way,
-        failed=tuple(Failed(way=way, reason=reason) for way, reason in exported.failed),
+        failed=failed_ways(exported),
         notes=student.notes,
     )
+
+
+def failed_ways(exported: Exported) -> tuple[Failed, ...]:
+    """The ways that were tried before the one that led to `exported`."""
+    return tuple(Failed(way=way, reason=reason) for way, reason in exported.failed)
 
 
 def _tensor(value: ir.Value) -> Tensor:

@@ -29,6 +29,13 @@ class FileEntry(Record):
     bytes: int
 
 
+class Failed(Record):
+    """A way to a graph that did not lead there."""
+
+    way: str
+    reason: str
+
+
 class Source(Record):
     """The checkpoint that a model came from."""
 
@@ -37,6 +44,10 @@ class Source(Record):
     model: str = Field(description="The factory that builds the architecture.")
     parameters: int
     card: dict[str, Any] = Field(description="What the training wrote about itself.")
+    kind: str = Field(default="", description="What the checkpoint was taken for; empty in older manifests.")
+    notes: tuple[str, ...] = Field(default=(), description="What was folded, assumed or left out while it was read.")
+    way: str = Field(default="", description="How its graph was made; empty where that was not written down.")
+    failed: tuple[Failed, ...] = Field(default=(), description="The ways that were tried before, and why they failed.")
 
 
 class Layer(Record):

@@ -7,9 +7,13 @@ where that is a terminal.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 
 Advance = Callable[[float], None]
+_SHOWN = 5
+
+_log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -22,6 +26,16 @@ class Progress:
     def working(self, label: str) -> Iterator[Advance]:
         """Show a bar while the block runs; call what is yielded with the share that is done, if it is known."""
         yield lambda share: None
+
+
+def tell_all(progress: Progress, stage: str, notes: Sequence[str]) -> None:
+    """Report the first of `notes` and count the rest, which the log has: a large model has one for each layer."""
+    for note in notes[:_SHOWN]:
+        progress.found(stage, note)
+    if rest := notes[_SHOWN:]:
+        progress.found(stage, f"and {len(rest)} more: all are in the report, and here with -v")
+    for note in rest:
+        _log.info("%s: %s", stage, note)
 
 
 class TerminalProgress(Progress):

@@ -230,12 +230,15 @@ def pairs(caption: str, values: Mapping[str, str]) -> Table:
 
 
 def checkpoint(role: str, source: Source) -> Table:
-    """A checkpoint, and what its training wrote about itself."""
+    """A checkpoint, how it was read and exported, and what its training wrote about itself."""
     rows = [
         ("file", source.file),
         ("SHA-256", source.sha256),
         ("model", source.model),
         ("parameters", formats.count(source.parameters)),
+        *((key, text) for key, text in (("taken for", source.kind), ("exported by", source.way)) if text),
+        *((f"not by {failed.way}", failed.reason) for failed in source.failed),
+        *(("note", note) for note in source.notes),
         *((key, value if isinstance(value, str) else json.dumps(value)) for key, value in source.card.items()),
     ]
     return Table(f"{role}'s checkpoint", (Column("key"), Column("value")), tuple(rows))

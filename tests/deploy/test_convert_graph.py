@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,17 @@ import onnx_ir as ir
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from deploy.bundle import hash_checkpoint
 from deploy.cli import main
 from deploy.conversion import convert
+from deploy.manifest import read_manifest
+from deploy.progress import Progress
 from deploy.report.verdicts import cards
 from exporters.checkpoint import LoadOptions
+from exporters.signature import Input
 from profiles.errors import GpusqError
 
 TOKENS = """
@@ -30,6 +36,14 @@ QUANTIZED = """
     <float s = {0.1}, int8 z = {0}>
     { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }
 """
+
+
+class Told(Progress):
+    def __init__(self) -> None:
+        self.said: list[tuple[str, str]] = []
+
+    def found(self, stage: str, text: str) -> None:
+        self.said.append((stage, text))
 
 
 def written(folder: Path, text: str) -> Path:
@@ -89,3 +103,46 @@ def test_a_hugging_face_folder_is_converted_and_told_apart_by_the_hash_of_its_fi
     assert "Loading weights" not in capfd.readouterr().err
     (tmp_path / "vit" / "README.md").write_text("another")
     assert hash_checkpoint(tmp_path / "vit") != source.student.sha256
+
+
+class Pruned(nn.Module):
+    """Seven masked layers, and a way through the length of the batch that torch.export does not find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(7)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x if len(x) < 7 else x + 0)
+        return y
+
+
+def test_what_was_folded_and_how_it_was_exported_is_told_and_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Pruned().eval()
+    for layer in net.layers:
+        assert isinstance(layer, nn.Linear)
+        prune.l1_unstructured(layer, "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    progress = Told()
+    options = LoadOptions(f"{__name__}:Pruned", (Input("x", (2, 8)),), ("x:0",))
+    bundle = convert(tmp_path / "net.pth", profiles=["cpu"], out=tmp_path / "out", options=options, progress=progress)
+    source = read_manifest(bundle.bundles[0].path).student
+    assert source.kind == "torch.save file"
+    masks = [note for note in source.notes if note.startswith("mask of layers.")]
+    assert len(masks) == 7
+    assert [text for stage, text in progress.said if stage == "checkpoint"][1:-1] == masks[:5]
+    assert progress.said[6][1] == "and 2 more: all are in the report, and here with -v"
+    (failed,) = source.failed
+    assert ("export", f"not by {failed.way}: {failed.reason}") in progress.said
+    report = (tmp_path / "out" / "cpu" / "report.md").read_text()
+    for words in (f"not by {failed.way}", source.way, source.kind, *masks):
+        assert words in report
+
+
+def test_a_manifest_of_before_the_notes_still_reads(bundles: dict[str, Path], tmp_path: Path) -> None:
+    manifest = json.loads((bundles["cpu"] / "manifest.json").read_text())
+    for name in ("kind", "notes", "way", "failed"):
+        del manifest["student"][name]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert read_manifest(tmp_path).student.notes == ()
