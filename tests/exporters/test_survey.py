@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
+import torch
 
 from tests.exporters.survey import Row, survey_pair, table
-from tests.exporters.survey_pairs import PAIRS, Pair
+from tests.exporters.survey_pairs import PAIRS, Pair, dinov2_file, timm_dinov2
 
 # By libraries about each other, and by torch's exporters about themselves.
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")
@@ -30,6 +34,19 @@ def test_is_exported_clean_and_answers_as_pytorch_does(pair: Pair, tmp_path: Pat
     names = [node.name for node in model.graph]
     assert len(set(names)) == len(names)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+def test_the_real_weights_of_dinov2_mean_in_timm_what_they_mean_in_the_file_that_they_are_from() -> None:
+    timm = importlib.import_module("timm")
+    module = timm.create_model("vit_small_patch14_dinov2", img_size=224).eval()
+    module.load_state_dict(timm_dinov2())
+    proto, tokens = onnx.load(dinov2_file()), "/backbone/layernorm/Add_1_output_0"
+    proto.graph.output.append(onnx.ValueInfoProto(name=tokens))
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run([tokens], {"input_image": x.numpy()})
+    with torch.inference_mode():
+        answered = module.forward_features(x).numpy()
+    assert np.abs(answered - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def leftovers(model: ir.Model) -> list[str]:
