@@ -19,6 +19,10 @@ import numpy.typing as npt
 from profiles.errors import GpusqError
 
 INPUT, OUTPUT = "input", "output"
+_ASYMMETRIC = "train or calibrate it with symmetric quantization; NVIDIA's compilers take no zero-point"
+_UNSIGNED = (
+    "train or calibrate it with signed symmetric integers, or with 7 bits or fewer; NVIDIA's compilers take no uint8"
+)
 INT8_LOW, INT8_HIGH = INT8 = (-128, 127)
 INT4 = (-8, 7)
 # The operator that stands for a quantizer while a module is traced.
@@ -143,7 +147,7 @@ def symmetric(quantizer: Quantizer, place: Place) -> Quantizer:
     raise GpusqError(
         f"{str(place)!r} is quantized asymmetrically: zero-point {zero} with integers {quantizer.low} to "
         f"{quantizer.high} is no int8 around 0",
-        hint="train or calibrate it with symmetric quantization; NVIDIA's compilers take no zero-point",
+        hint=_UNSIGNED if same and not shift[0] and quantizer.low == 0 else _ASYMMETRIC,
     )
 
 

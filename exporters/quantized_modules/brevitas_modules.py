@@ -15,7 +15,10 @@ from exporters.quantized_modules.plain_layer import WEIGHT, plain_layer
 from exporters.quantizer import INPUT, OUTPUT, Place, Quantizer
 from profiles.errors import GpusqError
 
-_HINT = "train it with a signed symmetric activation quantizer such as brevitas.quant.Int8ActPerTensorFloat"
+_HINT = (
+    "train it with a signed symmetric activation quantizer: act_quant=brevitas.quant.Int8ActPerTensorFloat; "
+    "QuantReLU's default is unsigned, and exact with bit_width=7 or less"
+)
 
 _LAYERS: dict[str, type[nn.Module]] = {
     "QuantLinear": nn.Linear,

@@ -97,3 +97,11 @@ def test_a_scale_of_the_wrong_shape_is_named(quantizer: Quantizer, expected: str
 
 def test_a_dead_channel_gets_a_positive_scale() -> None:
     assert revived(np.array([0, 0.5], np.float32)).tolist() == [1, 0.5]
+
+
+def test_the_hint_for_unsigned_integers_says_what_would_be_exact() -> None:
+    place, scale = Place("act", "output"), np.ones((), np.float32)
+    with pytest.raises(GpusqError, match=r"'act\.output' .* integers 0 to 255") as caught:
+        symmetric(Quantizer(scale, low=0, high=255), place)
+    assert "7 bits" in caught.value.hint
+    assert symmetric(Quantizer(scale, low=0, high=127), place).high == 127

@@ -173,6 +173,46 @@ def test_refuses_an_activation_that_is_no_int8_around_0(brevitas: Any, task: Any
     assert "Int8ActPerTensorFloat" in caught.value.hint
 
 
+class BehindReLU(nn.Module):
+    def __init__(self, brevitas: Any, **relu: Any) -> None:
+        super().__init__()
+        self.fc1 = brevitas.nn.QuantLinear(64, 32, input_quant=brevitas.quant.Int8ActPerTensorFloat)
+        self.act = brevitas.nn.QuantReLU(**relu)
+        self.fc2 = brevitas.nn.QuantLinear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc2(self.act(self.fc1(x.flatten(1))))
+        return logits
+
+
+def test_refuses_the_unsigned_8_bits_of_a_plain_quant_relu_by_its_name(brevitas: Any, task: Any) -> None:
+    torch.manual_seed(0)
+    module = BehindReLU(brevitas)
+    task.train(module, steps=3)
+    with pytest.raises(GpusqError, match=r"^'act\.output' is quantized asymmetrically: .* integers 0 to 255") as caught:
+        plain(module)
+    assert "act_quant=brevitas.quant.Int8ActPerTensorFloat" in caught.value.hint
+    assert "bit_width=7" in caught.value.hint
+
+
+@pytest.mark.parametrize("cure", ["signed", "seven bits"])
+def test_each_cure_that_the_refusal_names_works_with_the_librarys_numbers(
+    brevitas: Any, task: Any, compare: Any, as_bytes: Any, cure: str
+) -> None:
+    torch.manual_seed(0)
+    signed = {"act_quant": brevitas.quant.Int8ActPerTensorFloat}
+    module = BehindReLU(brevitas, **(signed if cure == "signed" else {"bit_width": 7}))
+    task.train(module)
+    expected, trained = answer(module, task.inputs), scales(module)
+    found = plain(module)
+    compared = compare(expected, found)
+    relu = found.quantizers[Place("act", "output")]
+    assert (relu.low, relu.high) == ((-128, 127) if cure == "signed" else (0, 127))
+    assert abs(compared.attached - compared.expected).max() <= SAME
+    assert compared.agreement == 1.0
+    assert compared.scales == as_bytes(*trained)
+
+
 def test_refuses_a_float8_weight(brevitas: Any) -> None:
     layer = brevitas.nn.QuantLinear(8, 4, weight_quant=brevitas.quant.Fp8e4m3WeightPerTensorFloat)
     with pytest.raises(GpusqError, match=r"'fc\.weight' is quantized to a FloatQuantTensor, not to integers"):
