@@ -10,8 +10,8 @@ from pydantic import Field
 from deploy.text_table import text_table
 from exporters.checkpoint import WORDS, LoadOptions, config_of, hints_of, load_student
 from exporters.kinds import kind_of
-from exporters.sparsity import sparsity_of
 from exporters.student import Student
+from exporters.zero_pattern import count_zeros
 from profiles.errors import GpusqError
 from profiles.record import Record
 
@@ -91,7 +91,7 @@ def inspect_checkpoint(path: Path, options: LoadOptions | None = None) -> Checkp
     for name, tensor in taken.state.items():
         if tensor.ndim < 2 or not tensor.numel():
             continue
-        sparsity = sparsity_of(widened(tensor), 1, None)
+        counted = count_zeros(widened(tensor), 1)
         module, _, parameter = name.rpartition(".")
         quantizer = taken.quantizers.get(Place(module, parameter))
         activation = taken.quantizers.get(Place(module, INPUT))
@@ -104,8 +104,8 @@ def inspect_checkpoint(path: Path, options: LoadOptions | None = None) -> Checkp
                 scales=_scales(quantizer),
                 input_scale=None if activation is None or activation.scale.ndim else float(activation.scale),
                 mask=masks.get(name, ""),
-                zeros=sparsity.zeros,
-                two_of_four=sparsity.pattern == "2:4",
+                zeros=counted.zeros,
+                two_of_four=counted.fits,
             )
         )
     return CheckpointInspection(

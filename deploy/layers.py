@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
-import numpy as np
 import onnx_ir as ir
 
 from deploy.manifest import Layer, Sizes
-from exporters.linears import QDQ, Linear, array_of, find_linears
-from exporters.sparsity import compressed_bytes, sparsity_of
+from exporters.linears import QDQ, Linear, find_linears
+from exporters.sparsity import PATTERNS, compressed_bytes, sparsity_of
+from exporters.zero_pattern import Pattern
 from profiles.device import Device
 
 _FP32_BYTES = 4
@@ -23,13 +24,15 @@ def layers_of(model: ir.Model, device: Device | None) -> tuple[Layer, ...]:
 def sizes_of(model: ir.Model) -> Sizes:
     """Compute the bytes of the weights from the real tensors: in FP32, and with every 2:4 weight compressed."""
     linears = list(find_linears(model.graph))
-    pruned = [linear for linear in linears if sparsity_of(linear.values, linear.k_axis, None).pattern == "2:4"]
-    pruned_fp32 = sum(linear.values.size * _FP32_BYTES for linear in pruned)
-    pruned_compressed = sum(compressed_bytes(linear.values, bits=linear.values.itemsize * 8) for linear in pruned)
+    patterns = [PATTERNS.get(sparsity_of(linear, None).pattern) for linear in linears]
+    found = [(linear, pattern) for linear, pattern in zip(linears, patterns, strict=True) if pattern is not None]
+    pruned = [linear for linear, _ in found]
+    pruned_fp32 = sum(prod(linear.shape) * _FP32_BYTES for linear in pruned)
+    pruned_compressed = sum(_compressed(linear, pattern) for linear, pattern in found)
     scales = sum(_scale_bytes(linear) for linear in pruned)
-    rest = _arrays_besides(model, pruned)
-    total_fp32 = pruned_fp32 + sum(array.size * _FP32_BYTES for array in rest)
-    total = pruned_compressed + sum(array.nbytes for array in rest) + sum(_scale_bytes(linear) for linear in linears)
+    rest = _tensors_besides(model, pruned)
+    total_fp32 = pruned_fp32 + sum(tensor.size * _FP32_BYTES for tensor in rest)
+    total = pruned_compressed + sum(tensor.nbytes for tensor in rest) + sum(_scale_bytes(linear) for linear in linears)
     return Sizes(
         pruned_fp32=pruned_fp32,
         pruned_compressed=pruned_compressed,
@@ -46,7 +49,12 @@ def summary(layers: Sequence[Layer]) -> str:
     pruned = [layer for layer in layers if layer.sparsity.pattern == "2:4"]
     weights = sum(layer.k * layer.n for layer in layers)
     share = sum(layer.k * layer.n for layer in pruned) / weights if weights else 0.0
-    return f"{len(pruned)} of {len(layers)} linears 2:4 along K, {100 * share:.1f} % of the weights"
+    return f"{len(pruned)} of {len(layers)} {noun(layers)} 2:4 along K, {100 * share:.1f} % of the weights"
+
+
+def noun(layers: Sequence[Layer]) -> str:
+    """What `layers` are called: linears, as long as no convolution is among them."""
+    return "linears" if all(layer.kind == "gemm" for layer in layers) else "layers"
 
 
 def _layer(linear: Linear, device: Device | None) -> Layer:
@@ -62,9 +70,7 @@ def _layer(linear: Linear, device: Device | None) -> Layer:
         input_scale=linear.input_scale,
         weight_scale_min=None if scale is None else float(scale.min()),
         weight_scale_max=None if scale is None else float(scale.max()),
-        sparsity=sparsity_of(
-            linear.values, linear.k_axis, device.sparse if device else None, int8_output=linear.int8_output
-        ),
+        sparsity=sparsity_of(linear, device.sparse if device else None),
     )
 
 
@@ -73,14 +79,20 @@ def _scale_bytes(linear: Linear) -> int:
     return 0 if scale is None else (scale.size + 1) * _FP32_BYTES
 
 
-def _arrays_besides(
-    model: ir.Model, pruned: Sequence[Linear]
-) -> list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+def _compressed(linear: Linear, pattern: Pattern) -> int:
+    assert linear.weight.const_value is not None
+    return compressed_bytes(prod(linear.shape), bits=linear.weight.const_value.dtype.bitwidth, pattern=pattern)
+
+
+def _tensors_besides(model: ir.Model, pruned: Sequence[Linear]) -> list[ir.TensorProtocol]:
     """Every constant of the network itself: neither a pruned weight, nor a scale or zero-point, nor a shape."""
     weights = {linear.weight for linear in pruned}
     qdq = {value for node in model.graph if node.op_type in QDQ for value in node.inputs[1:]}
     return [
-        array_of(value)
+        value.const_value
         for value in model.graph.initializers.values()
-        if value not in weights and value not in qdq and value.dtype != ir.DataType.INT64
+        if value.const_value is not None
+        and value not in weights
+        and value not in qdq
+        and value.dtype != ir.DataType.INT64
     ]

@@ -15,6 +15,7 @@ all of these and reads no values.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -82,7 +83,7 @@ class Linear:
     @property
     def weight_type(self) -> str:
         """The type of the weight that the compiler sees: of the stored values."""
-        return _type_name(self.weight)
+        return type_name(self.weight)
 
     @property
     def activation_type(self) -> str:
@@ -91,7 +92,7 @@ class Linear:
             return "int8"
         activation = self.node.inputs[self.activation_input]
         assert activation is not None
-        return _type_name(activation)
+        return type_name(activation)
 
     @property
     def int8_output(self) -> bool:
@@ -239,6 +240,13 @@ def array_of(value: ir.Value) -> npt.NDArray[np.generic]:
     return np.asarray(value.const_value.numpy())
 
 
+def release(value: ir.Value) -> None:
+    """Unmap a constant's values where they lie in a file; they are mapped again when they are read again."""
+    if isinstance(value.const_value, ir.ExternalTensor):
+        with contextlib.suppress(BufferError):  # someone still holds the array
+            value.const_value.release()
+
+
 def array_shape(value: ir.Value) -> tuple[int, ...]:
     """The constant's shape, without reading its values."""
     assert value.const_value is not None
@@ -252,5 +260,6 @@ def scale_of(node: ir.Node) -> npt.NDArray[np.generic] | None:
     return None if constant is None else np.asarray(constant.numpy())
 
 
-def _type_name(value: ir.Value) -> str:
+def type_name(value: ir.Value) -> str:
+    """The type as numpy calls it; "unknown" where it is not declared."""
     return "unknown" if value.dtype is None else value.dtype.numpy().name

@@ -47,6 +47,12 @@ class SparseKernels(Record):
     int8_k_multiple: int = Field(gt=0)
     float16_k_multiple: int = Field(gt=0)
     int8_wants_int8_output: bool = Field(description="Whether a sparse INT8 GEMM is chosen only if its output is INT8.")
+    grouped_convolutions: bool = Field(default=False, description="Whether there are sparse kernels for them.")
+    faster_convolution_channels: int | None = Field(
+        default=None,
+        gt=0,
+        description="Input channels × kernel and output channels from which on sparse ones are faster.",
+    )
     source: str
 
 

@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from deploy.gates import MIN_AGREEMENT
+from deploy.layers import noun
 from deploy.manifest import Engine, Layer, Manifest, Measurement, Plan, Sizes, Verification
 from deploy.report import formats
 from deploy.report.tables import was_timed
@@ -209,7 +210,7 @@ def _sparsity(layers: tuple[Layer, ...], engines: tuple[Engine, ...]) -> Card:
         _chosen(eligible, engines),
     )
     state: State = "good" if sparse and eligible == len(sparse) else "open"
-    return Card("2:4 sparsity", f"{len(sparse)} of {len(layers)} linears", lines, "computed", state, "sparsity")
+    return Card("2:4 sparsity", f"{len(sparse)} of {len(layers)} {noun(layers)}", lines, "computed", state, "sparsity")
 
 
 def _chosen(eligible: int, engines: tuple[Engine, ...]) -> str:

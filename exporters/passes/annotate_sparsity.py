@@ -1,6 +1,9 @@
-"""Write the 2:4 state of each linear layer into its node's metadata.
+"""Write the structured sparsity of each layer with a constant weight into its node's metadata.
 
-    gpusq.sparsity = 2:4 | dense · gpusq.sparsity.axis · gpusq.sparsity.eligible = true | false · gpusq.sparsity.reason
+    gpusq.sparsity           2:4 | 4:8 | dense
+    gpusq.sparsity.axis      the axis of the stored weight along which the groups run
+    gpusq.sparsity.eligible  true | false: by the rules of the target's sparse kernels
+    gpusq.sparsity.reason    why not, or what is still asked
 
 Sparse initializers are not used: TensorRT's parser refuses them and finds the zeros in dense ones.
 """
@@ -11,7 +14,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from exporters.linears import find_linears
+from exporters.linears import find_linears, find_untraced
 from exporters.passes.outcome import LeftAlone, Outcome
 from exporters.sparsity import sparsity_of
 from profiles.device import SparseKernels
@@ -26,10 +29,10 @@ class AnnotateSparsity:
     rules: SparseKernels | None
 
     def __call__(self, model: ir.Model) -> Outcome:
-        """Annotate every linear layer; the dense ones are reported as left alone."""
+        """Annotate every such layer; the dense ones and those whose K is not known are reported as left alone."""
         changed, left = 0, []
         for linear in find_linears(model.graph):
-            found = sparsity_of(linear.values, linear.k_axis, self.rules, int8_output=linear.int8_output)
+            found = sparsity_of(linear, self.rules)
             props = {KEY: found.pattern, f"{KEY}.axis": str(found.axis), f"{KEY}.eligible": str(found.eligible).lower()}
             if found.reason:
                 props[f"{KEY}.reason"] = found.reason
@@ -41,4 +44,5 @@ class AnnotateSparsity:
                 changed += 1
             if found.pattern == "dense":
                 left.append(LeftAlone(linear.module, found.reason))
+        left += [LeftAlone(layer.module, layer.why) for layer in find_untraced(model.graph)]
         return Outcome("annotate sparsity", changed, tuple(left))

@@ -58,7 +58,7 @@ def test_annotates_each_linear_layer_along_its_k() -> None:
 
 def test_leaves_the_dense_ones_alone_and_says_why() -> None:
     outcome = AnnotateSparsity(RULES)(ir.from_onnx_text(TWO_LAYERS))
-    assert outcome.left_alone == (LeftAlone("dense", "25.0 % of the groups of four hold more than two values"),)
+    assert outcome.left_alone == (LeftAlone("dense", "1 of 4 groups of four (25.0 %) hold more than two values"),)
 
 
 def test_judges_the_stored_integers_behind_a_dq() -> None:
