@@ -16,7 +16,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from deploy import onnxruntime_api, plan, tensorrt_api
+from deploy import onnxruntime_api, tensorrt_api
+from deploy.ahead_of_time import compile_ahead
 from deploy.environment import gpus
 from deploy.manifest import Engine, Missing, Plan
 from deploy.sparsity_log import read_sparse_choice
@@ -107,7 +108,8 @@ def _build_ahead_of_time(bundle: Path, device: Device) -> tuple[Engine | None, P
     target = device.ahead_of_time
     if target is None or not tensorrt_api.has_api("tensorrt-rtx"):
         return None, None
-    built = tensorrt_api.build_engine(bundle / MODEL_FILE, "tensorrt-rtx", compute_capability=target.compute_capability)
+    compiled = compile_ahead(bundle / MODEL_FILE, target)
+    built = compiled.built
     path = bundle / f"engine.{target.compute_capability.lower()}.rtx"
     path.write_bytes(built.engine)
     engine = Engine(
@@ -118,13 +120,7 @@ def _build_ahead_of_time(bundle: Path, device: Device) -> tuple[Engine | None, P
         nearest=target.nearest,
         note=_note(target),
     )
-    compiled = plan.read_plan(
-        built.log,
-        ir.load(bundle / MODEL_FILE),
-        source=f"TensorRT-RTX {built.runtime_version}, ahead of time",
-        target=target.compute_capability,
-    )
-    return engine, compiled
+    return engine, compiled.plan
 
 
 def _note(target: AheadOfTime) -> str:

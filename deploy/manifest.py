@@ -86,9 +86,15 @@ class Kernel(Record):
     """One compiled kernel."""
 
     name: str
-    kind: str = Field(description="gemm, convolution, fused-gemm, attention or pointwise.")
+    kind: str = Field(description="gemm, convolution, fused-gemm, attention, pooling, pointwise or other.")
     types: tuple[str, ...] = Field(description="The types of its inputs.")
     modules: tuple[str, ...] = Field(description="The modules whose operators it computes.")
+    outputs: tuple[str, ...] = Field(default=(), description="The types of its outputs.")
+    operands: tuple[str, ...] = Field(
+        default=(), description="Types of a GEMM's or convolution's operands: activation, then weight."
+    )
+    bytes_in: int | None = Field(default=None, description="Of its distinct inputs and constants, for Plan.sizes.")
+    bytes_out: int | None = Field(default=None, description="Of its outputs, for Plan.sizes.")
 
 
 class BlockAttention(Record):
@@ -96,6 +102,7 @@ class BlockAttention(Record):
 
     module: str
     fused: bool
+    node: str = Field(default="", description="Its node, where a module has several.")
 
 
 class Plan(Record):
@@ -105,12 +112,19 @@ class Plan(Record):
     target: str
     kernels: tuple[Kernel, ...]
     gemms_by_type: dict[str, int]
+    convolutions_by_type: dict[str, int] = Field(default={}, description="Kernels; a 1×1 may have become a GEMM.")
     linear_gemms: int = Field(description="Linear layers whose GEMM was found in the plan.")
     linear_gemms_int8: int
+    convolutions: int | None = Field(default=None, description="Convolutions whose kernel was found in the plan.")
+    convolutions_int8: int | None = None
     attentions: tuple[BlockAttention, ...]
     kernels_per_block: dict[str, int] = Field(description="Kernels whose first module lies in the block.")
     weights_bytes: int | None = None
     scratch_bytes: int | None = None
+    bytes_moved: int | None = Field(
+        default=None, description="Each kernel's distinct inputs, constants and outputs: an upper bound, caches aside."
+    )
+    sizes: dict[str, tuple[int, ...]] = Field(default={}, description="The inputs' shapes that the bytes hold for.")
 
 
 class Engine(Record):

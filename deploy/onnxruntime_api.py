@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from deploy.manifest import BlockAttention, Kernel, Plan
+from exporters.attentions import find_attentions
 from exporters.linears import find_linears
 from exporters.module_names import MODULE_KEY
 
@@ -95,7 +96,8 @@ def read_plan(optimized: ir.Model, model: ir.Model) -> Plan:
         source=f"onnxruntime {runtime_version()}, optimized graph",
         target="cpu",
         kernels=kernels,
-        gemms_by_type=dict(Counter(kernel.types[0] for kernel in kernels if kernel.kind in ("gemm", "convolution"))),
+        gemms_by_type=dict(Counter(kernel.types[0] for kernel in kernels if kernel.kind == "gemm")),
+        convolutions_by_type=dict(Counter(kernel.types[0] for kernel in kernels if kernel.kind == "convolution")),
         linear_gemms=sum(node.op_type in _GEMMS for node in linears),
         linear_gemms_int8=sum(node.op_type in _8_BIT for node in linears),
         attentions=tuple(
@@ -103,8 +105,7 @@ def read_plan(optimized: ir.Model, model: ir.Model) -> Plan:
                 module=node.metadata_props.get(MODULE_KEY) or node.name or "",
                 fused=node.name in by_name and by_name[node.name].op_type in _ATTENTIONS,
             )
-            for node in model.graph
-            if node.op_type in ("Attention", "Softmax")
+            for node in find_attentions(model.graph)
         ),
         kernels_per_block={},
     )

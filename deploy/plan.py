@@ -1,122 +1,130 @@
-"""Read the compiled plan back from the builder's verbose log.
+"""What the compiled kernels mean for the model: its linear layers, convolutions and attentions, block by block.
 
-TensorRT-RTX ends its log with one message that begins `Layers:` and has one line a kernel:
-
-    Name: …, LayerType: gemm, Inputs: [{… Datatype: Int8 …}], Constants: […], Outputs: […], Metadata: [ONNX Layer: …]…
-
-| LayerType | kind |
-|---|---|
-| gemm | gemm |
-| correlation, convolution | convolution |
-| runtime_fusion | fused-gemm: a GEMM with its epilogue |
-| kgen `_gemm_mha…`, runtime_function | attention, fused |
-| kgen | pointwise: arithmetic, reductions, data movement |
-
-Anything else (`signal`, `wait`, `shape_call`) is no kernel. The metadata names the ONNX nodes, and those carry modules.
+The kernels name the ONNX nodes that they compute, and those carry modules. Where the batch is dynamic, the compiler
+leaves the sizes of the tensors open; a second compilation with the sizes fixed (`sized`) tells the bytes that move.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
+from deploy.compiled_kernels import GEMM_KINDS, CompiledKernel, read_kernels
 from deploy.manifest import BlockAttention, Kernel, Plan
+from exporters.attentions import find_attentions
 from exporters.linears import find_linears
 from exporters.module_names import MODULE_KEY
-from profiles.errors import GpusqError
 
-GEMM_KINDS = ("gemm", "fused-gemm", "convolution")
-_KINDS = {
-    "gemm": "gemm",
-    "correlation": "convolution",
-    "convolution": "convolution",
-    "runtime_fusion": "fused-gemm",
-    "runtime_function": "attention",
-    "kgen": "pointwise",
-}
-_LAYER = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), (?P<tensors>.*?), Outputs: .*?Metadata: (?P<meta>.*)"
-)
-_DATATYPE = re.compile(r"Datatype: (\w+)")
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _BLOCK = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 _MEMORY = {"weights_bytes": "Total Weights Memory", "scratch_bytes": "Max Scratch Memory"}
 
 
-@dataclass(frozen=True)
-class _Compiled:
-    """A kernel and the names of the ONNX nodes that it computes."""
+def read_plan(
+    log: Sequence[str],
+    model: ir.Model,
+    *,
+    source: str,
+    target: str,
+    sized: Sequence[str] | None = None,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Plan:
+    """Return the kernels that the compiler made of `model`, and what they mean for its layers.
 
-    kernel: Kernel
-    nodes: tuple[str, ...]
-
-
-def read_plan(log: Sequence[str], model: ir.Model, *, source: str, target: str) -> Plan:
-    """Return the kernels that the compiler made of `model`, and what they mean for its linear layers and attentions.
+    Args:
+        log: what the compiler said.
+        model: the graph that it compiled.
+        source: the compiler and its version.
+        target: what it compiled for.
+        sized: what it said when the inputs had the shapes `sizes`; None where `log` is that already.
+        sizes: the shapes of the inputs that the bytes are for.
 
     Raises:
-        GpusqError: the log holds no layer list.
+        GpusqError: a log holds no layer list.
     """
-    compiled = list(_kernels(log, model))
-    kernels = tuple(c.kernel for c in compiled)
-    gemm_of = {node: c.kernel for c in compiled if c.kernel.kind in GEMM_KINDS for node in c.nodes}
-    linears = [linear for linear in find_linears(model.graph) if linear.kind == "gemm"]
-    gemms = [kernel for linear in linears if (kernel := gemm_of.get(linear.node.name or ""))]
+    compiled = list(read_kernels(log))
+    measured = compiled if sized is None else list(read_kernels(sized))
+    kernels = tuple(_kernels(compiled, measured, model))
+    gemm_of = {node: kernel for kernel in compiled if kernel.kind in GEMM_KINDS for node in kernel.nodes}
+    linears = _found(gemm_of, (x.node for x in find_linears(model.graph) if x.kind == "gemm"))
+    convolutions = _found(gemm_of, (n for n in model.graph if n.op_type in _CONVOLUTIONS and not n.domain))
     return Plan(
         source=source,
         target=target,
         kernels=kernels,
-        gemms_by_type=dict(Counter(_gemm_type(k) for k in kernels if k.kind in GEMM_KINDS)),
-        linear_gemms=len(gemms),
-        linear_gemms_int8=sum(_gemm_type(kernel) == "Int8" for kernel in gemms),
+        gemms_by_type=_by_type(compiled, ("gemm", "fused-gemm")),
+        convolutions_by_type=_by_type(compiled, ("convolution",)),
+        linear_gemms=len(linears),
+        linear_gemms_int8=linears.count("Int8"),
+        convolutions=len(convolutions),
+        convolutions_int8=convolutions.count("Int8"),
         attentions=tuple(_attentions(compiled, model)),
         kernels_per_block=dict(Counter(block for k in kernels if (block := _block(k.modules)))),
+        bytes_moved=_bytes_moved(measured),
+        sizes=dict(sizes or {}),
         **{field: _memory(log, label) for field, label in _MEMORY.items()},
     )
 
 
-def _kernels(log: Sequence[str], model: ir.Model) -> Iterator[_Compiled]:
-    listing = next((message for message in reversed(log) if message.startswith("Layers:")), None)
-    if listing is None:
-        raise GpusqError(
-            "the compiler's log holds no layer list",
-            hint="this compiler's log is not understood; please report its version",
-        )
+def _kernels(
+    compiled: Sequence[CompiledKernel], measured: Sequence[CompiledKernel], model: ir.Model
+) -> Iterator[Kernel]:
+    """The kernels; each knows its bytes where both compilations made the same kernels in the same order."""
     module_of = {node.name: node.metadata_props.get(MODULE_KEY, "") for node in model.graph}
-    for line in listing.splitlines():
-        match = _LAYER.match(line)
-        if match is None or match["type"] not in _KINDS:
-            continue
-        nodes = tuple(_NODE.findall(match["meta"]))
-        modules = tuple(dict.fromkeys(module for node in nodes if (module := module_of.get(node, ""))))
-        kind = "attention" if "_gemm_mha" in match["name"] else _KINDS[match["type"]]
-        types = tuple(_DATATYPE.findall(match["tensors"]))
-        yield _Compiled(Kernel(name=match["name"], kind=kind, types=types, modules=modules), nodes)
+    same = [kernel.kind for kernel in compiled] == [kernel.kind for kernel in measured]
+    for index, kernel in enumerate(compiled):
+        yield Kernel(
+            name=kernel.name,
+            kind=kernel.kind,
+            types=tuple(tensor.dtype for tensor in (*kernel.inputs, *kernel.constants)),
+            modules=tuple(dict.fromkeys(module for node in kernel.nodes if (module := module_of.get(node, "")))),
+            outputs=tuple(tensor.dtype for tensor in kernel.outputs),
+            operands=kernel.operands,
+            bytes_in=measured[index].bytes_in if same else None,
+            bytes_out=measured[index].bytes_out if same else None,
+        )
 
 
-def _gemm_type(kernel: Kernel) -> str:
-    """The type of a GEMM: of both operands if they agree, else the wider story, such as `Half×Int8` for weight-only."""
-    operands = kernel.types[:2]
-    return operands[0] if len(set(operands)) == 1 else "×".join(operands)
+def _found(gemm_of: Mapping[str, CompiledKernel], nodes: Iterable[ir.Node]) -> list[str]:
+    """The types of the kernels that compute `nodes`, for those that have one."""
+    return [_type(gemm_of[name]) for node in nodes if (name := node.name or "") in gemm_of]
 
 
-def _attentions(compiled: Iterable[_Compiled], model: ir.Model) -> Iterator[BlockAttention]:
-    fused = {node for c in compiled if c.kernel.kind == "attention" for node in c.nodes}
-    for node in model.graph:
-        if node.op_type in ("Attention", "Softmax"):
-            yield BlockAttention(
-                module=node.metadata_props.get(MODULE_KEY) or node.name or "", fused=node.name in fused
-            )
+def _by_type(compiled: Iterable[CompiledKernel], kinds: Sequence[str]) -> dict[str, int]:
+    return dict(Counter(_type(kernel) for kernel in compiled if kernel.kind in kinds))
+
+
+def _type(kernel: CompiledKernel) -> str:
+    """The type of both operands if they agree, else the wider story, such as `Half×Int8` for weight-only."""
+    return "×".join(dict.fromkeys(kernel.operands))
+
+
+def _attentions(compiled: Iterable[CompiledKernel], model: ir.Model) -> Iterator[BlockAttention]:
+    fused = {node for kernel in compiled if kernel.kind == "attention" for node in kernel.nodes}
+    nodes = list(find_attentions(model.graph))
+    modules = Counter(_module(node) for node in nodes)
+    for node in nodes:
+        module, name = _module(node), node.name or ""
+        yield BlockAttention(module=module, fused=name in fused, node=name if modules[module] > 1 else "")
+
+
+def _module(node: ir.Node) -> str:
+    return node.metadata_props.get(MODULE_KEY) or node.name or ""
 
 
 def _block(modules: Sequence[str]) -> str | None:
     """The block of a kernel: that of its first module, `blocks.0` of `blocks.0.mlp.fc2`."""
     match = _BLOCK.match(modules[0]) if modules else None
     return match[1] if match else None
+
+
+def _bytes_moved(kernels: Iterable[CompiledKernel]) -> int | None:
+    sizes = [size for kernel in kernels for size in (kernel.bytes_in, kernel.bytes_out)]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def _memory(log: Sequence[str], label: str) -> int | None:

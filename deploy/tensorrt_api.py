@@ -60,15 +60,21 @@ def import_api(runtime: str) -> ModuleType:
 
 
 def build_engine(
-    model: Path, runtime: str, *, compute_capability: str | None = None, batch: ShapeRange | None = None
+    model: Path,
+    runtime: str,
+    *,
+    compute_capability: str | None = None,
+    batch: ShapeRange | None = None,
+    usual: Mapping[str, Sequence[int]] | None = None,
 ) -> Built:
     """Compile the ONNX file `model`.
 
     Args:
-        model: strongly typed ONNX whose only dynamic axis is the batch.
+        model: strongly typed ONNX.
         runtime: `tensorrt` or `tensorrt-rtx`.
         compute_capability: such as `SM80`, to compile ahead of time; None builds for the GPU of this host.
-        batch: the batch sizes that the engine must take.
+        batch: the sizes that the engine must take for every dynamic axis, but for those that `usual` tells.
+        usual: the shapes of inputs; a dynamic axis other than the first has just the length that it has there.
 
     Raises:
         GpusqError: the parser or the builder refused the model; their first error is in the message.
@@ -91,7 +97,7 @@ def build_engine(
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if compute_capability is not None:
         _target(trt, config, compute_capability)
-    if config.add_optimization_profile(_optimization_profile(builder, network, batch or ShapeRange())) < 0:
+    if config.add_optimization_profile(_optimization_profile(builder, network, batch or ShapeRange(), usual or {})) < 0:
         raise RuntimeError(f"{runtime} refused the optimization profile: {logger.first_error()}")
     engine = builder.build_serialized_network(network, config)
     if engine is None:
@@ -140,17 +146,18 @@ def _target(trt: Any, config: Any, compute_capability: str) -> None:
         raise RuntimeError(f"{trt.__name__} refused {compute_capability}")
 
 
-def _optimization_profile(builder: Any, network: Any, batch: ShapeRange) -> Any:
+def _optimization_profile(builder: Any, network: Any, batch: ShapeRange, usual: Mapping[str, Sequence[int]]) -> Any:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shapes = [_with_batch(tensor.shape, size) for size in (batch.smallest, batch.usual, batch.largest)]
-        profile.set_shape(tensor.name, *shapes)
+        sizes = (batch.smallest, batch.usual, batch.largest)
+        profile.set_shape(tensor.name, *[_sized(tensor.shape, size, usual.get(tensor.name)) for size in sizes])
     return profile
 
 
-def _with_batch(shape: Sequence[int], batch: int) -> list[int]:
-    return [batch if dim < 0 else dim for dim in shape]
+def _sized(shape: Sequence[int], batch: int, usual: Sequence[int] | None) -> list[int]:
+    """`shape` with `batch` for what is dynamic, and behind the first axis what is usual, where that is known."""
+    return [dim if dim >= 0 else batch if axis == 0 or usual is None else usual[axis] for axis, dim in enumerate(shape)]
 
 
 def _first_line(text: str) -> str:

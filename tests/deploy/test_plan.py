@@ -12,8 +12,9 @@ g (float16[batch, 64] x) => (float16[batch, 64] z)
     [proj_dq] a = DequantizeLinear(w, s, zero)
     [proj] y = MatMul(x, a)
     [soft] p = Softmax(y)
+    [values] q = MatMul(p, y)
     [fc_dq] b = DequantizeLinear(v, s, zero)
-    [fc] z = MatMul(p, b)
+    [fc] z = MatMul(q, b)
 }"""
 
 
@@ -76,7 +77,8 @@ def test_reads_kinds_types_and_modules_of_the_kernels(model: ir.Model) -> None:
 
 def test_counts_gemms_by_type_and_does_not_call_a_weight_only_gemm_int8(model: ir.Model) -> None:
     plan = read_plan(LOG, model, source="a log", target="SM80")
-    assert plan.gemms_by_type == {"Int8": 2, "Half×Int8": 1}
+    assert plan.gemms_by_type == {"Int8": 1, "Half×Int8": 1}
+    assert plan.convolutions_by_type == {"Int8": 1}
     assert (plan.linear_gemms, plan.linear_gemms_int8) == (2, 1)
 
 

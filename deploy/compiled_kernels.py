@@ -1,0 +1,160 @@
+"""Read the kernels, their tensors and their ONNX nodes from the list that ends the compiler's log.
+
+TensorRT-RTX ends its verbose log with one message that begins `Layers:` and has one line a kernel:
+
+    Name: …, LayerType: gemm, Inputs: [ {…}, … ], Constants: [ {…} ], Outputs: [ {…} ], …, Metadata: [ONNX Layer: …]…
+    {} = Name: …, Dimensions: [-1,197,384], Strides: [75648,384,1], …, Datatype: Half, …
+
+| LayerType | kind |
+|---|---|
+| gemm | gemm |
+| correlation, convolution, deconv | convolution |
+| runtime_fusion | fused-gemm: a GEMM with its epilogue |
+| kgen `_gemm_mha…`, runtime_function | attention, fused |
+| kgen | pointwise: arithmetic, reductions, data movement |
+| maxpool, avgpool | pooling |
+| signal, wait, shape_call | no kernel |
+
+A type that is not in this table is a kernel of the kind `other`: it is shown rather than lost.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from profiles.errors import GpusqError
+
+GEMM_KINDS = ("gemm", "fused-gemm", "convolution")
+_KINDS = {
+    "gemm": "gemm",
+    "correlation": "convolution",
+    "convolution": "convolution",
+    "deconv": "convolution",
+    "runtime_fusion": "fused-gemm",
+    "runtime_function": "attention",
+    "kgen": "pointwise",
+    "maxpool": "pooling",
+    "avgpool": "pooling",
+}
+_NO_KERNELS = frozenset({"signal", "wait", "shape_call"})
+_LAYER = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?Metadata: (?P<meta>.*)"
+)
+_TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\], Strides: \[([-\d,]*)\],.*?Datatype: (\w+)")
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_BITS = {
+    "Float": 32,
+    "Half": 16,
+    "BFloat16": 16,
+    "BF16": 16,
+    "Int8": 8,
+    "UInt8": 8,
+    "FP8": 8,
+    "Int4": 4,
+    "FP4": 4,
+    "Int32": 32,
+    "Int64": 64,
+    "Bool": 8,
+}
+
+
+@dataclass(frozen=True)
+class CompiledTensor:
+    """What a kernel reads or writes; an axis of length -1 is not known before it runs."""
+
+    name: str
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int | None:
+        """Its size; None where that is not known. An axis that is broadcast is stored once."""
+        stored = [1 if stride == 0 else dim for dim, stride in zip(self.dims, self.strides, strict=True)]
+        if self.dtype not in _BITS or any(dim < 0 for dim in stored):
+            return None
+        return -(-math.prod(stored) * _BITS[self.dtype] // 8)
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A kernel, its tensors, and the names of the ONNX nodes that it computes."""
+
+    name: str
+    kind: str
+    inputs: tuple[CompiledTensor, ...]
+    constants: tuple[CompiledTensor, ...]
+    outputs: tuple[CompiledTensor, ...]
+    nodes: tuple[str, ...]
+
+    @property
+    def bytes_in(self) -> int | None:
+        """Bytes of its distinct inputs and constants."""
+        return _bytes((*self.inputs, *self.constants))
+
+    @property
+    def bytes_out(self) -> int | None:
+        """Bytes of its outputs."""
+        return _bytes(self.outputs)
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The types of a GEMM's or convolution's two operands; () for any other kernel.
+
+        The weight is the largest constant; the biases and scales beside it are vectors. The activation has the
+        weight's K as its last axis, where a residual, which is added, has its N; where both fit, it is the narrower.
+        """
+        if self.kind not in GEMM_KINDS:
+            return ()
+        weights = [tensor for tensor in self.constants if sum(dim != 1 for dim in tensor.dims) > 1]
+        if not weights or not self.inputs:
+            return tuple(tensor.dtype for tensor in (*self.inputs, *self.constants)[:2])
+        weight = max(weights, key=lambda tensor: math.prod(tensor.dims))
+        return _activation(self.inputs, self.outputs).dtype, weight.dtype
+
+
+def _activation(inputs: Sequence[CompiledTensor], outputs: Sequence[CompiledTensor]) -> CompiledTensor:
+    shapes = {tensor.dims for tensor in outputs}
+    candidates = [tensor for tensor in inputs if tensor.dims not in shapes] or inputs
+    return min(candidates, key=lambda tensor: _BITS.get(tensor.dtype, 0))
+
+
+def read_kernels(log: Sequence[str]) -> Iterator[CompiledKernel]:
+    """Yield the kernels of the last list in `log`, in its order.
+
+    Raises:
+        GpusqError: there is no such list.
+    """
+    listing = next((message for message in reversed(log) if message.startswith("Layers:")), None)
+    if listing is None:
+        raise GpusqError(
+            "the compiler's log holds no layer list",
+            hint="this compiler's log is not understood; please report its version",
+        )
+    for line in listing.splitlines():
+        match = _LAYER.match(line)
+        if match is None or match["type"] in _NO_KERNELS:
+            continue
+        kind = "attention" if "_gemm_mha" in match["name"] else _KINDS.get(match["type"], "other")
+        inputs, constants, outputs = (tuple(_tensors(match[key])) for key in ("inputs", "constants", "outputs"))
+        yield CompiledKernel(match["name"], kind, inputs, constants, outputs, tuple(_NODE.findall(match["meta"])))
+
+
+def _tensors(text: str) -> Iterator[CompiledTensor]:
+    for name, dims, strides, dtype in _TENSOR.findall(text):
+        yield CompiledTensor(name, _integers(dims), _integers(strides), dtype)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def _bytes(tensors: Iterable[CompiledTensor]) -> int | None:
+    """The bytes of the tensors, each name once; None where one is not known."""
+    sizes = {tensor.name: tensor.bytes for tensor in tensors}.values()
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
