@@ -30,7 +30,7 @@ from exporters.module_names import MODULE_KEY
 
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _TRANSPARENT = QDQ | {"Cast"}
-_MOVES = RESHAPES | {"Transpose", "Identity"}
+WEIGHT_PATH = _TRANSPARENT | RESHAPES | {"Transpose", "Identity"}
 _GEMMS = ("MatMul", "Gemm")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
@@ -223,7 +223,7 @@ def trace_back(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
 
 def trace_weight(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
     """Follow `value` back through transposes and reshapes as well."""
-    return _trace(value, _TRANSPARENT | _MOVES)
+    return _trace(value, WEIGHT_PATH)
 
 
 def _trace(value: ir.Value | None, through: frozenset[str]) -> tuple[ir.Value | None, list[ir.Node]]:

@@ -9,11 +9,14 @@ if of every four pairs two are zero. It is decided on the stored values: the int
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
 
 from exporters.linears import Linear, release, type_name
 from exporters.passes.fold_quantized import quantized_type
+from exporters.qdq_scales import constant_of, input_at
 from exporters.zero_pattern import FOUR_BIT, FOUR_EIGHT, KEPT, TWO_FOUR, Census, Pattern, count_zeros
 from profiles.device import SparseKernels
 
@@ -30,10 +33,10 @@ class Sparsity:
         pattern: what the stored values are; `4:8`, in pairs, only for 4-bit ones.
         axis: the axis of the stored weight along which groups run, K.
         zeros: share of the values that are zero.
-        broken_groups: groups that break the pattern of the weight's type; 0 where K is no multiple of a group.
+        broken_groups: groups that break the pattern of the weight's type; 0 where there are no groups.
         eligible: whether the weight fits the sparse kernels' rules; the builder may still choose a dense one.
         reason: why it is not eligible, or what is still asked of it; empty where nothing is.
-        groups: groups along K; 0 where K is no multiple of a group.
+        groups: groups along K; 0 where K is no multiple of a group, and where a stored 0 is no zero.
         nans: values that are NaN; they are not zeros.
     """
 
@@ -57,12 +60,15 @@ def sparsity_of(linear: Linear, rules: SparseKernels | None) -> Sparsity:
     kind = kernel_type(linear)
     pattern, census = _counted(linear, pattern_of(kind))
     release(linear.weight)
-    if pattern == "dense":
+    if _shifted(linear):
+        pattern, census = "dense", replace(census, groups=0, broken=0)
+        reason, eligible = "its zero-point is not 0, so a stored 0 is no zero", False
+    elif pattern == "dense":
         reason, eligible = _why_dense(census, linear, pattern_of(kind)), False
     else:
         reason, eligible = _judge(linear, pattern, kind, rules)
     if census.nans:
-        reason = f"{reason}; {census.nans} values are NaN".removeprefix("; ")
+        reason = f"{reason}; NaN among its values: {census.nans}".removeprefix("; ")
     return Sparsity(
         pattern=pattern,
         axis=linear.k_axis,
@@ -73,6 +79,16 @@ def sparsity_of(linear: Linear, rules: SparseKernels | None) -> Sparsity:
         groups=census.groups,
         nans=census.nans,
     )
+
+
+def _shifted(linear: Linear) -> bool:
+    """Whether the stored integers have a zero-point other than 0."""
+    dq = linear.weight_dq
+    producer = None if dq is None or dq.inputs[0] is None else dq.inputs[0].producer()
+    if dq is None or (producer is not None and producer.op_type == "QuantizeLinear"):
+        return False
+    zero = constant_of(input_at(dq, 2))
+    return zero is not None and bool(np.any(zero != 0))
 
 
 def _counted(linear: Linear, asked: Pattern) -> tuple[PatternName, Census]:

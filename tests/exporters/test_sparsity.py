@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import ceil, prod
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -32,7 +33,7 @@ def layer(weight: Weight, body: str = "y = Gemm<transB=1>(x, w)") -> Linear:
     model = ir.from_onnx_text(f"""
         <ir_version: 11, opset_import: ["": 23]>
         g (float[N,C] x, float[1,C,9,9] image, float w) => (float[M,R] y)
-        <float s = {{0.5}}, int8 z = {{0}}>
+        <float s = {{0.5}}, int8 z = {{0}}, int8 three = {{3}}>
         {{ {body} }}
     """)
     value = model.graph.inputs.pop()
@@ -106,9 +107,27 @@ def test_a_nan_is_told() -> None:
     weight = two_four(32, 8, np.float16)
     weight[0, 0] = np.nan
     found = sparsity_of(layer(weight), FREE)
-    assert (found.pattern, found.nans, found.reason) == ("2:4", 1, "1 values are NaN")
+    assert (found.pattern, found.nans, found.reason) == ("2:4", 1, "NaN among its values: 1")
     weight[0, :4] = np.nan
-    assert sparsity_of(layer(weight), FREE).reason.endswith("hold more than two values; 4 values are NaN")
+    assert sparsity_of(layer(weight), FREE).reason.endswith("hold more than two values; NaN among its values: 4")
+
+
+def test_a_stored_0_is_no_zero_beside_another_zero_point() -> None:
+    body = "d = DequantizeLinear(w, s, three) y = Gemm<transB=1>(x, d)"
+    assert sparsity_of(layer(two_four(32, 8), body.replace("three", "z")), FREE).pattern == "2:4"
+    found = sparsity_of(layer(two_four(32, 8), body), FREE)
+    assert (found.pattern, found.eligible, found.groups) == ("dense", False, 0)
+    assert found.reason == "its zero-point is not 0, so a stored 0 is no zero"
+
+
+def test_values_in_a_file_are_unmapped_again(tmp_path: Path) -> None:
+    linear = layer(two_four(512, 512))
+    model = ir.Model(linear.node.graph, ir_version=11) if isinstance(linear.node.graph, ir.Graph) else None
+    assert model is not None
+    ir.save(model, tmp_path / "net.onnx", external_data="net.data")
+    (read,) = find_linears(ir.load(tmp_path / "net.onnx").graph)
+    assert sparsity_of(read, FREE).eligible
+    assert "net.data" not in Path("/proc/self/maps").read_text()
 
 
 def test_four_bits_are_4_8_in_pairs() -> None:

@@ -86,6 +86,30 @@ def test_says_whether_the_output_is_int8_where_the_rules_ask_for_it(tail: str, r
     assert (reason or "") in found.get("reason", "")
 
 
+def test_annotates_convolutions_along_their_input_channels() -> None:
+    model = ir.from_onnx_text("""
+        <ir_version: 11, opset_import: ["": 23]>
+        g (float[1,4,5,5] x) => (float[1,1,4,5] y)
+        <float[1,4,2,1] w = {1, 0, 0, 2, 3, 0, 0, 4}>
+        { [conv] y = Conv(x, w) }
+    """)
+    AnnotateSparsity(None)(model)
+    found = annotations_of(model)["conv"]
+    assert (found[""], found["axis"]) == ("2:4", "1")
+
+
+def test_tells_of_a_weight_whose_k_is_not_known() -> None:
+    model = ir.from_onnx_text("""
+        <ir_version: 11, opset_import: ["": 23]>
+        g (float[N,4] x) => (float[N,2] y)
+        <float[2,2,2] w = {1, 0, 0, 2, 3, 0, 0, 4}, int64[2] shape = {4, 2}>
+        { r = Reshape(w, shape) [fc] y = MatMul(x, r) }
+    """)
+    outcome = AnnotateSparsity(None)(model)
+    assert (outcome.changed, annotations_of(model)["fc"]) == (0, {})
+    assert outcome.left_alone == (LeftAlone("fc", "a reshape of its weight splits or merges K"),)
+
+
 def test_replaces_what_another_target_was_told() -> None:
     model = ir.from_onnx_text(INT8_WEIGHT)
     AnnotateSparsity(None)(model)
