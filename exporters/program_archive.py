@@ -34,9 +34,10 @@ _OPERATOR = re.compile(
     r"|torch\.(sym_\w+|_sym_\w+|_check\w*)"
 )
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
-_NAME_KEYS = frozenset(
-    {"name", "fqn", "parameter_name", "buffer_name", "tensor_constant_name", "custom_obj_name", "class_fqn", "as_name"}
-)
+_NAME_KEYS = frozenset({"name", "as_name"})
+# Of modules and what they hold: in nn.Sequential they begin with a digit, 0.weight.
+_PATH = re.compile(r"[\w.]+")
+_PATH_KEYS = frozenset({"fqn", "parameter_name", "buffer_name", "tensor_constant_name", "custom_obj_name", "class_fqn"})
 # Their keys are names of values.
 _NAMED_VALUES = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values"})
 _SYMBOL = re.compile(r"[a-z]{1,3}\d+")  # s77, u0
@@ -114,7 +115,8 @@ def _json(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
 
 
 def _check_payloads(path: Path, config: Any) -> None:
-    for name, payload in (config.get("config", {}) if isinstance(config, dict) else {}).items():
+    payloads = config.get("config") if isinstance(config, dict) else None
+    for name, payload in (payloads if isinstance(payloads, dict) else {}).items():
         stored = str(payload.get("path_name", "")) if isinstance(payload, dict) else ""
         if not re.fullmatch(r"(weight|tensor)_\d+", stored):
             raise GpusqError(f"{path}: {name!r} is a pickled object, not a tensor", hint=_HINT)
@@ -139,13 +141,15 @@ def _check_entry(where: str, key: str, value: Any) -> None:
         raise GpusqError(f"{where}: {value[:60]!r} is no operator", hint=_HINT)
     if key in _NAME_KEYS and isinstance(value, str):
         _check_name(where, value)
+    if key in _PATH_KEYS and isinstance(value, str):
+        _check_name(where, value, _PATH)
     if key in _NAMED_VALUES and isinstance(value, dict):
         for name in value:
             _check_name(where, name)
 
 
-def _check_name(where: str, name: str) -> None:
-    if name and not _NAME.fullmatch(name):
+def _check_name(where: str, name: str, allowed: re.Pattern[str] = _NAME) -> None:
+    if name and not allowed.fullmatch(name):
         raise GpusqError(f"{where}: {name[:60]!r} is no name", hint=_HINT)
 
 

@@ -20,6 +20,7 @@ _HINT = (
     "qscheme=torch.per_tensor_symmetric, observer_or_fake_quant_ctr=FakeQuantize...); the activations of "
     "X86InductorQuantizer and XNNPACKQuantizer are affine"
 )
+_AGAIN = "the program is damaged: export it again with torch.export.save"
 _QUANTIZE = ("quantized_decomposed.quantize_per_tensor", "quantized_decomposed.quantize_per_channel")
 _DEQUANTIZE = ("quantized_decomposed.dequantize_per_tensor", "quantized_decomposed.dequantize_per_channel")
 _LIBRARIES = ("quantized_decomposed.", "quantized.", "torchao.", "onednn.", "pt2e_quant.")
@@ -43,10 +44,7 @@ def plain_program(program: torch.export.ExportedProgram, *, drop_dynamic: bool =
         GpusqError: a quantizer is asymmetric, dynamic or has a scale that is not positive; an operator of a
             quantization library is not known; the program was exported in training mode.
     """
-    with torch.no_grad():
-        module = program.module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
-    module = fx.GraphModule(module, module.graph)  # torch's own refuses eval()
+    module = _module(program)
     _check_mode(module)
     found = Findings(drop_dynamic)
     editor = _Editor(module, found)
@@ -61,6 +59,20 @@ def plain_program(program: torch.export.ExportedProgram, *, drop_dynamic: bool =
     return PlainModule(module, found.quantizers, tuple(found.notes))
 
 
+def _module(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The program as a module with a graph, its weights as attributes."""
+    try:
+        with torch.no_grad():
+            module = program.module(check_guards=False)
+    except Exception as error:  # torch raises whatever it meets in a damaged description of inputs and modules
+        first = str(error).strip().partition(chr(10))[0]
+        raise GpusqError(
+            f"torch makes no module of the program: {type(error).__name__}: {first}", hint=_AGAIN
+        ) from error
+    assert isinstance(module, fx.GraphModule)
+    return fx.GraphModule(module, module.graph)  # torch's own refuses eval()
+
+
 @dataclass
 class _Editor:
     module: fx.GraphModule
@@ -68,9 +80,11 @@ class _Editor:
 
     def dequantize(self, node: fx.Node) -> None:
         """Replace a dequantize operator, and the quantize operator before it if there is one."""
+        _check_arguments(node)
         source = node.args[0]
         assert isinstance(source, fx.Node)
         if _operator(source) in _QUANTIZE:
+            _check_arguments(source)
             x = source.args[0]
             assert isinstance(x, fx.Node)
             if x.op == "get_attr":
@@ -186,6 +200,24 @@ def _quantizer(scale: Tensor, zero: Tensor, axis: int | None, low: int, high: in
     if axis is None:
         return quantizer_like(scale, zero, (), low, high)
     return Quantizer(np.array(scale.float().numpy()), axis, None, low, high, np.array(zero.to(torch.int32).numpy()))
+
+
+def _check_arguments(node: fx.Node) -> None:
+    """Refuse a quantize or dequantize operator whose arguments are not those of its schema: (x, scale, zero, …)."""
+    first = 4 if "per_channel" in _operator(node) else 3
+    parameters = node.args[1:3] if first == 3 else [arg for arg in node.args[1:3] if isinstance(arg, fx.Node)]
+    sound = (
+        len(node.args) >= first + 2
+        and isinstance(node.args[0], fx.Node)
+        and len(parameters) == 2
+        and all(isinstance(argument, (fx.Node, int, float)) for argument in parameters)
+        and all(type(bound) is int for bound in node.args[3 : first + 2])
+    )
+    if not sound:
+        raise GpusqError(
+            f"the arguments of {node.name!r} ({node.target}) are not those of that operator",
+            hint=_AGAIN,
+        )
 
 
 def _bounds(node: fx.Node) -> tuple[int, int]:

@@ -178,6 +178,14 @@ def test_a_float_program_keeps_its_names_and_numbers(
     assert np.abs(run(model, image=inputs.numpy()) - expected).max() <= 1e-5
 
 
+def test_loads_modules_without_a_name_of_their_own(tmp_path: Path) -> None:
+    """In nn.Sequential, modules and weights are called 0 and 0.weight."""
+    module, example = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), (torch.randn(2, 4),)
+    torch.export.save(torch.export.export(module, example), tmp_path / "sequential.pt2")
+    with torch.no_grad():
+        assert torch.equal(load_program(tmp_path / "sequential.pt2").program.module()(*example), module(*example))
+
+
 def test_refuses_the_affine_activations_of_the_x86_quantizer() -> None:
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=True))
