@@ -19,6 +19,7 @@ class Inserter:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self._taken = {node.name for node in graph} | set(graph.initializers) | {value.name for value in graph.inputs}
+        self._taken |= {value.name for node in graph for value in node.outputs}
 
     def node(
         self,
@@ -57,7 +58,7 @@ class Inserter:
         if module:
             node.metadata_props[MODULE_KEY] = module
         for index, output in enumerate(node.outputs):
-            output.name = f"{node.name}:{index}"
+            output.name = self._unique(f"{node.name}:{index}")
             output.type = ir.TensorType(dtype)
         if before is None:
             self.graph.append(node)

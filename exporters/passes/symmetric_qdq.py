@@ -191,7 +191,8 @@ def _zero_point(node: ir.Node, inserter: Inserter) -> bool:
     held = constant_of(old)
     if held is not None and held.dtype == zero.dtype and held.shape == zero.shape and not held.any():
         return False
-    name = f"zero_point_{dtype.name.lower()}" if not zero.ndim else f"{_name(node.inputs[1])}_zero_point"
+    # One for each scale: onnxruntime's QDQS8ToU8Transformer cannot load a graph in which several share one.
+    name = f"{_name(node.inputs[1])}_zero_point_{dtype.name.lower()}"
     new = inserter.initializer(name, zero)
     if old is None:
         node.resize_inputs(3)

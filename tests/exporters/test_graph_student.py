@@ -249,17 +249,8 @@ def test_the_networks_have_learned_and_their_classes_lie_apart() -> None:
 @pytest.mark.parametrize("fmt", [QuantFormat.QDQ, QuantFormat.QOperator], ids=["qdq", "qoperator"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_model_that_onnxruntime_quantized_answers_as_it_did_with_its_very_scales(
-    tmp_path: Path,
-    floats: dict[str, Path],
-    request: pytest.FixtureRequest,
-    name: str,
-    fmt: QuantFormat,
-    activations: QuantType,
-    per_channel: bool,
+    tmp_path: Path, floats: dict[str, Path], name: str, fmt: QuantFormat, activations: QuantType, per_channel: bool
 ) -> None:
-    if (name, activations) == ("transformer", QuantType.QUInt8):
-        reason = "onnxruntime's QDQS8ToU8Transformer cannot load a graph in which several scales share one zero-point"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     softmax = ["node_softmax"] if fmt is QuantFormat.QOperator else []  # see the next test
     how: dict[str, Any] = {"per_channel": per_channel, "nodes_to_exclude": softmax}
     path = quantize(floats[name], tmp_path / "quantized.onnx", fmt, activations, **how)
@@ -277,7 +268,6 @@ def test_a_model_that_onnxruntime_quantized_answers_as_it_did_with_its_very_scal
         assert np.abs(answered - expected).max() <= 1.001 * step_of(model)
 
 
-@pytest.mark.xfail(strict=True, reason="Inserter keeps the names of nodes apart, not those of their outputs")
 def test_integer_operators_in_a_graph_of_gpusqs_own_keep_its_names_apart(tmp_path: Path) -> None:
     """onnxruntime renames nodes, blocks.0/Conv_quant, but not their outputs, blocks.0/Conv:0."""
     inputs = (Input("x", (2, *SHAPE), dynamic={0: "batch"}),)
