@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deploy.progress import Progress
 
 _PRECISIONS = ("auto", "fp32", "fp16", "int8")
+_PLACEMENTS = ("as-trained", "fp16", "w8a8-linear", "w8a8-mha", "sparse-int8", "w4")
 
 
 class _Commands(click.Group):
@@ -87,6 +88,15 @@ _SCALE_OPTIONS = (
         type=click.IntRange(1, 8),
         help="Bits of the quantized weights, where the checkpoint does not say.  [default: 8]",
     ),
+)
+placement_option = click.option(
+    "--placement", type=click.Choice(_PLACEMENTS), help="Quantizers for what has none; see the documentation."
+)
+repair_option = click.option(
+    "--repair-sparsity", is_flag=True, help="Prune layers that are 2:4 but for a few groups; the error is reported."
+)
+data_option = click.option(
+    "--data", type=click.Path(path_type=Path), help="Samples to verify and to measure with: .npz, or a folder of them."
 )
 
 
@@ -177,11 +187,11 @@ def export(
     type=click.Choice(_PRECISIONS),
     default="auto",
     show_default=True,
-    help="auto keeps what was trained; int8 insists on it; fp16 and fp32 drop the trained quantization.",
+    help="auto keeps what was trained; int8 also quantizes what was not; fp16 and fp32 drop the trained quantization.",
 )
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples to verify with: an .npz file or a folder of them."
-)
+@placement_option
+@data_option
+@repair_option
 @click.option("--baseline", type=click.Path(path_type=Path), help="Dense checkpoint to measure against, in FP32.")
 @json_option
 def convert(
@@ -195,7 +205,9 @@ def convert(
     profiles: tuple[str, ...],
     out: Path,
     precision: str,
+    placement: str | None,
     data: Path | None,
+    repair_sparsity: bool,
     baseline: Path | None,
     as_json: bool,
 ) -> None:
@@ -208,11 +220,59 @@ def convert(
         out=out,
         options=_load_options(model, inputs, dynamic, trust_code, drop_dynamic, bits),
         precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
+        placement=placement,  # type: ignore[arg-type]
         data=data,
+        repair_sparsity=repair_sparsity,
         baseline=baseline,
         progress=_progress(),
     )
     _report(done, as_json)
+
+
+@main.command()
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@student_options
+@click.option("--profile", required=True, help="Device profile that the graph is made for.")
+@click.option("--precision", type=click.Choice(_PRECISIONS), default="auto", show_default=True, help="As of convert.")
+@placement_option
+@data_option
+@repair_option
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
+@json_option
+def surgery(
+    model_path: Path,
+    model: str | None,
+    inputs: tuple[str, ...],
+    dynamic: tuple[str, ...],
+    trust_code: bool,
+    drop_dynamic: bool,
+    bits: int | None,
+    profile: str,
+    precision: str,
+    placement: str | None,
+    data: Path | None,
+    repair_sparsity: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Write the graph of MODEL, an ONNX file or a checkpoint, that the device's compiler fuses best.
+
+    Trained scales stay; every change is told, and what was left alone, with the reason.
+    """
+    from deploy.surgery import operate
+
+    done = operate(
+        model_path,
+        out,
+        profile=profile,
+        options=_load_options(model, inputs, dynamic, trust_code, drop_dynamic, bits),
+        precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
+        placement=placement,  # type: ignore[arg-type]
+        data=data,
+        repair_sparsity=repair_sparsity,
+        progress=_progress(),
+    )
+    _print(done.model_dump_json(indent=2, by_alias=True), lambda: click.echo(done.to_text()), as_json)
 
 
 @main.command()

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import onnx
 import onnx_ir as ir
 from pydantic import Field
 
-from calibration.samples import Samples, load_samples, random_samples
+from calibration.samples import random_samples
 from deploy import bench, environment, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE
-from deploy.bundle import hash_checkpoint, staged
+from deploy.bundle import staged
 from deploy.export import failed_ways
 from deploy.finish import seal
 from deploy.gates import missed_gates
+from deploy.job import Job, Precision, settled_precision
 from deploy.layers import layers_of, sizes_of, summary
-from deploy.manifest import Manifest, Measurement, Source
-from deploy.progress import Progress, tell_all
-from exporters.checkpoint import LoadOptions, load_student
-from exporters.graph_student import GraphStudent
+from deploy.manifest import Manifest, Measurement
+from deploy.progress import Progress
+from exporters.checkpoint import LoadOptions
 from exporters.lint import lint
+from exporters.placement import Placement
 from exporters.save_onnx import save_onnx
-from exporters.student import ModuleStudent, Student, sample_specs
+from exporters.student import Student, sample_specs
 from exporters.surgery import Target, surgery
-from exporters.to_onnx import Exported
-from profiles.device import Device, FloatType, load_device
+from profiles.device import Device, load_device
 from profiles.errors import GpusqError
 from profiles.record import Record
 
-Precision = Literal["auto", "fp32", "fp16", "int8"]
-RANDOM_SAMPLES = 64
 SCHEMA = 1
 
 
@@ -63,8 +57,10 @@ def convert(
     out: str | Path,
     options: LoadOptions | None = None,
     precision: Precision = "auto",
+    placement: Placement | None = None,
     data: str | Path | None = None,
     baseline: str | Path | None = None,
+    repair_sparsity: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -74,23 +70,29 @@ def convert(
         profiles: names, aliases or paths of device profiles.
         out: the folder for the bundles; new, empty, or holding bundles, which are replaced.
         options: what the checkpoint does not say about itself.
-        precision: `auto` keeps what was trained; `int8` asks for it; `fp16` and `fp32` drop the trained quantization.
-        data: samples to verify with, an .npz or a folder of them; random inputs without it.
+        precision: `auto` keeps what was trained; `int8` asks for it, or quantizes a float student by what its
+            activations are on `data`; `fp16` and `fp32` drop the trained quantization.
+        placement: which quantizers layers get that have none; by default those of `w8a8-linear` where `precision`
+            asks for int8 and nothing was trained so, else none.
+        data: samples to verify and to measure with, an .npz or a folder of them; random inputs without it.
         baseline: a dense checkpoint to measure against, in FP32.
+        repair_sparsity: prune the layers that are 2:4 but for a few groups, and report the error that this makes.
         progress: is told what each stage found.
 
     Raises:
         GpusqError: something that was given cannot be used. Nothing is left behind then.
     """
     devices = _devices(profiles)
-    job = _Job(
+    job = Job(
         checkpoint=Path(checkpoint),
         options=options or LoadOptions(),
-        precision=precision,
+        precision=settled_precision(precision, placement),
+        asked_placement=placement,
         data=None if data is None else Path(data),
         baseline=None if baseline is None else Path(baseline),
         out=Path(out),
         progress=progress or Progress(),
+        repair_sparsity=repair_sparsity,
     )
     job.load(devices.values())
     with staged(job.out, list(devices)) as staging:
@@ -101,102 +103,14 @@ def convert(
     return Conversion(bundles=bundles)
 
 
-@dataclass
-class _Job:
-    """What all bundles of one conversion share; each part is made when it is first asked for."""
-
-    checkpoint: Path
-    options: LoadOptions
-    precision: Precision
-    data: Path | None
-    baseline: Path | None
-    out: Path
-    progress: Progress
-    student: Student = field(init=False)
-    source: Source = field(init=False)
-    teacher: Student | None = field(init=False, default=None)
-    teacher_source: Source | None = field(init=False, default=None)
-    samples: Samples = field(init=False)
-
-    def load(self, devices: Collection[Device]) -> None:
-        """Read everything that the user gave, so that a mistake is found before any work is done."""
-        self.student, self.source = _load(self.checkpoint, self.options)
-        if self.precision == "int8" and not self.student.quantized:
-            raise GpusqError(
-                f"{self.checkpoint} has no trained scales, so it cannot be converted to int8",
-                hint="use --precision fp16, or give a student that was trained quantized",
-            )
-        if self.baseline is not None:
-            self._load_baseline(self.baseline, devices)
-        if self.data is None:
-            self.samples = random_samples(sample_specs(self.student), RANDOM_SAMPLES)
-        else:
-            self.samples = load_samples(self.data, sample_specs(self.student))
-        kept = f"{self.student.quantized} quantized weights" if self.student.quantized else "float"
-        self.progress.found("checkpoint", f"{self.student.model.rpartition(':')[2]}, {kept}, {self.student.kind}")
-        tell_all(self.progress, "checkpoint", self.student.notes)
-        if self.teacher is not None:
-            tell_all(self.progress, "baseline", self.teacher.notes)
-
-    def _load_baseline(self, baseline: Path, devices: Collection[Device]) -> None:
-        if all(device.runtime != "onnxruntime" for device in devices):
-            raise GpusqError(
-                "a baseline is measured on this host's CPU, and no profile asks for that",
-                hint="add --profile cpu, or leave out --baseline",
-            )
-        self.teacher, self.teacher_source = _load(baseline, self.options)
-        if sample_specs(self.teacher) != sample_specs(self.student):
-            raise GpusqError(
-                f"{baseline} takes other inputs than {self.checkpoint}", hint="a baseline answers the same question"
-            )
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the trained quantization is kept."""
-        return self.precision in ("auto", "int8") and self.student.quantized > 0
-
-    def float_type(self, device: Device) -> FloatType:
-        """The type of what is not quantized."""
-        asked: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16"}
-        return asked.get(self.precision, device.onnx.float_type)
-
-    @cached_property
-    def exported(self) -> Exported:
-        """The graph of the student, its trained scales as Q/DQ where they are kept, and how it was come by."""
-        with self.progress.working("exporting"):
-            exported = self.student.export(scales=self.quantized)
-        model = exported.model
-        self.progress.found("export", f"opset {model.opset_imports['']}, {len(model.graph)} nodes, by {exported.way}")
-        for way, reason in exported.failed:
-            self.progress.found("export", f"not by {way}: {reason}")
-        return exported
-
-    @cached_property
-    def reference(self) -> verify.Array:
-        """The PyTorch student's logits on the samples."""
-        return verify.outputs(self._predict(), self.samples, self.fixed_batch or verify.BATCH)
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """The number of samples that the model takes at once, where that is fixed."""
-        return next((spec.shape[0] for spec in self.student.inputs if 0 not in spec.dynamic), None)
-
-    def _predict(self) -> verify.Predict:
-        """The student as training left it: in PyTorch, or the ONNX file that it came as."""
-        if isinstance(self.student, GraphStudent):
-            return verify.session_of(self.student.path)
-        assert isinstance(self.student, ModuleStudent)
-        return functools.partial(self.student.predict, scales=self.quantized)
-
-
-def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
+def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     bundle.mkdir()
     said = f"{bundle.name}:"
     progress = job.progress
     model = job.exported.model.clone()
-    target = Target(device, job.float_type(device))
-    passes = surgery(model, target)
-    _check(model, device)
+    target = job.target(device)
+    passes = surgery(model, target, job.measure)
+    check_rules(model, device)
     save_onnx(model, bundle / MODEL_FILE)
     onnx.checker.check_model(bundle / MODEL_FILE, full_check=True)
     layers = layers_of(model, device)
@@ -232,7 +146,7 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
         student=job.source.model_copy(update={"way": job.exported.way, "failed": failed_ways(job.exported)}),
         baseline=job.teacher_source if measured else None,
         precision_asked=job.precision,
-        precision=_precision_name(job.quantized, target.float_type),
+        precision=job.precision_name(device),
         float_type=target.float_type,
         opset=model.opset_imports[""],
         host=environment.host(),
@@ -254,7 +168,7 @@ def _convert_for(device: Device, bundle: Path, job: _Job) -> Manifest:
     return manifest
 
 
-def _check(model: ir.Model, device: Device) -> None:
+def check_rules(model: ir.Model, device: Device) -> None:
     """Refuse a graph that breaks a hard rule of TensorRT."""
     found = lint(model)
     if found:
@@ -262,13 +176,11 @@ def _check(model: ir.Model, device: Device) -> None:
         raise GpusqError(f"{device.title}: {found[0]}{more}", hint=found[0].rule.cure)
 
 
-def _measure(device: Device, bundle: Path, job: _Job) -> Measurement | None:
+def _measure(device: Device, bundle: Path, job: Job) -> Measurement | None:
     """Time the engine where this host is the device: on its CPU."""
     if device.runtime != "onnxruntime":
         return None
-    student = bench.Contender(
-        job.checkpoint.name, _precision_name(job.quantized, job.float_type(device)), bundle / "engine.onnx"
-    )
+    student = bench.Contender(job.checkpoint.name, job.precision_name(device), bundle / "engine.onnx")
     with job.progress.working("measuring") as advance:
         baseline = (
             None
@@ -304,24 +216,6 @@ def _devices(profiles: Sequence[str]) -> dict[str, Device]:
     if not devices:
         raise GpusqError("no device profile was given", hint="give --profile, such as --profile a100")
     return devices
-
-
-def _load(path: Path, options: LoadOptions) -> tuple[Student, Source]:
-    """A checkpoint, and where it came from; the hash is that of what was just read."""
-    student = load_student(path, options)
-    return student, Source(
-        file=path.name,
-        sha256=hash_checkpoint(path),
-        model=student.model,
-        parameters=student.parameters,
-        card=dict(student.card),
-        kind=student.kind,
-        notes=student.notes,
-    )
-
-
-def _precision_name(quantized: bool, float_type: FloatType) -> str:
-    return "int8" if quantized else {"float32": "fp32", "float16": "fp16"}[float_type]
 
 
 def _now() -> str:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from exporters.linears import QDQ, array_of, array_shape, find_linears, scale_of, trace_back
 
 _CONTRIB = "com.microsoft"
+_SIGNED = frozenset({ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
 # The contrib operators that TensorRT-RTX 1.7 parses all the same.
 _PARSED_CONTRIB = frozenset({"Gelu", "MatMulNBits", "MultiHeadAttention"})
 
@@ -52,7 +53,7 @@ def _qdq(graph: ir.Graph) -> Iterator[ir.Node]:
 def _no_int8_zero_point(graph: ir.Graph) -> Iterator[str]:
     for node in _qdq(graph):
         zero = node.inputs[2] if len(node.inputs) > 2 else None
-        if zero is None or zero.dtype != ir.DataType.INT8:
+        if zero is None or zero.dtype not in _SIGNED:
             yield node.name or ""
 
 
@@ -89,7 +90,8 @@ def _weight_axis(graph: ir.Graph) -> Iterator[str]:
         if linear.kind != "gemm" or dq is None or scale is None or scale.ndim == 0:
             continue
         rank = len(array_shape(linear.weight))
-        if dq.attributes.get_int("axis", 1) % rank == linear.k_axis:
+        along = dq.attributes.get_int("axis", 1) % rank == linear.k_axis
+        if along and not dq.attributes.get_int("block_size", 0):
             yield dq.name or ""
 
 

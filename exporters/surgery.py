@@ -1,21 +1,34 @@
 """The graph surgery: which passes run for a target, in which order.
 
-The order matters: attention takes its form before types are set, sparsity is
-judged on the values that are stored in the end, and the opset is declared when no operator changes any more.
+    canonical forms ► quantizers where none are ► types ► sparsity ► opset
+
+The order matters: attention takes its form before quantizers are placed, since it decides which tensors exist; ranges
+are measured on the float graph; sparsity is judged on the values that are stored in the end; and the opset is declared
+when no operator changes any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from exporters.passes.annotate_sparsity import AnnotateSparsity
+from exporters.passes.fold_constants import FoldConstants
+from exporters.passes.fuse_attention import FuseAttention
 from exporters.passes.lower_attention import LowerAttention
+from exporters.passes.lower_fake_quantize import LowerFakeQuantize
+from exporters.passes.merge_projections import MergeProjections
 from exporters.passes.outcome import Outcome, Pass
+from exporters.passes.place_quantizers import Measure, PlaceQuantizers
+from exporters.passes.repair_sparsity import RepairSparsity
+from exporters.passes.select_early import SelectEarly
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.type_float16 import TypeFloat16
+from exporters.placement import Placement, places
 from profiles.device import AttentionForm, Device, FloatType
+from profiles.errors import GpusqError
 
 
 @dataclass(frozen=True)
@@ -25,24 +38,35 @@ class Target:
     Attributes:
         device: the profile.
         float_type: the type of what is not quantized.
+        placement: the quantizers that it gets where it has none.
+        repair_sparsity: whether layers that are 2:4 but for a few groups are pruned to it.
     """
 
     device: Device
     float_type: FloatType
+    placement: Placement = "as-trained"
+    repair_sparsity: bool = False
 
     @property
     def attention(self) -> AttentionForm:
         """The form that the target fuses; TensorRT has no float32 kernel for the Attention operator."""
         if self.device.runtime != "onnxruntime" and self.float_type == "float32":
             return "matmul"
-        return self.device.onnx.attention
+        return "matmul" if self.placement == "w8a8-mha" else self.device.onnx.attention
 
 
-def passes_for(target: Target) -> list[Pass]:
-    """The passes for `target`, in their order."""
-    passes: list[Pass] = []
+def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
+    """The passes for `target`, in their order; `measure` tells the ranges of the activations that get quantizers."""
+    passes: list[Pass] = [FoldConstants(), FuseAttention(), MergeProjections(), SelectEarly()]
     if target.attention == "matmul":
         passes.append(LowerAttention())
+    if target.repair_sparsity:
+        passes.append(RepairSparsity())
+    if places(target.placement):
+        passes += [
+            PlaceQuantizers(target.placement, measure or _unmeasured, target.float_type),
+            LowerFakeQuantize(),
+        ]
     if target.float_type == "float16":
         passes.append(TypeFloat16())
     passes.append(AnnotateSparsity(target.device.sparse))
@@ -50,6 +74,25 @@ def passes_for(target: Target) -> list[Pass]:
     return passes
 
 
-def surgery(model: ir.Model, target: Target) -> list[Outcome]:
-    """Run the passes on `model`, in place, and return what each did."""
-    return [step(model) for step in passes_for(target)]
+def surgery(model: ir.Model, target: Target, measure: Measure | None = None) -> list[Outcome]:
+    """Run the passes on `model`, in place, and return what each did.
+
+    Args:
+        model: a float32 graph, whose quantizers, if any, are Q/DQ.
+        target: what the graph is made for.
+        measure: tells the ranges of activations; needed where the placement quantizes any.
+
+    Raises:
+        GpusqError: the placement needs ranges and there is no `measure`, or a constant is beyond float16.
+    """
+    return [step(model) for step in passes_for(target, measure)]
+
+
+def _unmeasured(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
+    """Stands in where nobody can measure: an error as soon as something is to be measured."""
+    if names:
+        raise GpusqError(
+            f"{len(names)} activations have no scales",
+            hint="give samples to measure them on: --data calib.npz",
+        )
+    return {}

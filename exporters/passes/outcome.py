@@ -17,12 +17,28 @@ class LeftAlone:
 
 
 @dataclass(frozen=True)
+class Change:
+    """Something that a pass changed: where, and what it did there."""
+
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What one pass did to a model."""
+    """What one pass did to a model.
+
+    Attributes:
+        name: what the pass does, in words.
+        changed: how many places it changed.
+        left_alone: what it could have changed and did not, with the reason.
+        changes: the places one by one, where each is a decision.
+    """
 
     name: str
     changed: int
     left_alone: tuple[LeftAlone, ...] = ()
+    changes: tuple[Change, ...] = ()
 
 
 class Pass(Protocol):

@@ -32,7 +32,7 @@ import onnx_ir as ir
 from exporters.linears import Linear, array_shape, find_linears
 from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter
-from exporters.passes.outcome import LeftAlone, Outcome
+from exporters.passes.outcome import Change, LeftAlone, Outcome
 from exporters.quantizer import DOMAIN, INT4, INT8, OPERATOR
 from profiles.device import FloatType
 
@@ -61,13 +61,11 @@ class PlaceQuantizers:
         weights = list(self._weights(model.graph, left))
         reads = [] if self.placement == "w4" else list(self._activations(model.graph, weights))
         amax = self.measure(model, list(dict.fromkeys(_name(read.value) for read in reads if read.amax is None)))
-        for read in reads:
-            self._quantize_activation(inserter, read, amax)
-        for linear in weights:
-            self._quantize_weight(inserter, linear)
+        changes = [self._quantize_activation(inserter, read, amax) for read in reads]
+        changes += [self._quantize_weight(inserter, linear) for linear in weights]
         if weights or reads:
             model.opset_imports[DOMAIN] = 1
-        return Outcome(f"place quantizers ({self.placement})", len(reads) + len(weights), tuple(left))
+        return Outcome(f"place quantizers ({self.placement})", len(changes), tuple(left), tuple(changes))
 
     def _weights(self, graph: ir.Graph, left: list[LeftAlone]) -> Iterator[Linear]:
         for linear in find_linears(graph):
@@ -90,13 +88,15 @@ class PlaceQuantizers:
         if self.placement == "w8a8-mha":
             yield from _attention_products(graph)
 
-    def _quantize_activation(self, inserter: Inserter, read: _Read, amax: Mapping[str, float]) -> None:
+    def _quantize_activation(self, inserter: Inserter, read: _Read, amax: Mapping[str, float]) -> Change:
         largest = amax[_name(read.value)] if read.amax is None else read.amax
         scale = self._scale(np.asarray(largest, np.float32), INT8[1])
         quantized = self._insert(inserter, read.value, scale, read.node, read.place)
         read.node.replace_input_with(read.index, quantized)
+        known = "" if read.amax is None else ", known without measuring"
+        return Change(read.place, f"int8, scale {float(scale):.6g}, amax {largest:.6g}{known}")
 
-    def _quantize_weight(self, inserter: Inserter, linear: Linear) -> None:
+    def _quantize_weight(self, inserter: Inserter, linear: Linear) -> Change:
         values = np.abs(np.asarray(linear.values, np.float32))
         axis: int | None
         if self.placement == "w4":
@@ -111,6 +111,8 @@ class PlaceQuantizers:
         scale = self._scale(largest, high)
         quantized = self._insert(inserter, linear.weight, scale, reader, place, axis, block, low, high)
         reader.replace_input_with(index, quantized)
+        shared = f"blocks of {block} along K" if block else "output channel" if axis is not None else "whole weight"
+        return Change(place, f"int{4 if block else 8}, one scale for each {shared}")
 
     def _scale(self, amax: npt.NDArray[np.float32], high: int) -> npt.NDArray[np.float32]:
         """The scale amax / high, rounded up to what the graph's type can hold."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from exporters.linears import WEIGHT_PATH, Linear, find_linears, find_untraced, scale_of
-from exporters.passes.outcome import LeftAlone, Outcome
+from exporters.passes.outcome import Change, LeftAlone, Outcome
 from exporters.qdq_scales import spread
 from exporters.sparsity import Sparsity, kernel_type, pattern_of, sparsity_of
 from exporters.zero_pattern import prune
@@ -49,8 +49,8 @@ class Repair:
 
     def __str__(self) -> str:
         return (
-            f"{self.where}: groups pruned: {self.groups} ({100 * self.share:.2g} %), weights set to zero: "
-            f"{self.weights}, relative error: {self.relative_error:.2g}"
+            f"groups pruned: {self.groups} ({100 * self.share:.2g} %), weights set to zero: {self.weights}, "
+            f"relative error: {self.relative_error:.2g}"
         )
 
 
@@ -88,7 +88,8 @@ class RepairSparsity:
                 left.append(LeftAlone(linear.module, reason))
             else:
                 repairs.append(_repair(linear, found))
-        return Repaired("repair sparsity", len(repairs), tuple(left), tuple(repairs))
+        changes = tuple(Change(repair.where, str(repair)) for repair in repairs)
+        return Repaired("repair sparsity", len(repairs), tuple(left), changes, tuple(repairs))
 
     def _why_not(self, linear: Linear, found: Sparsity, linears: Iterable[Linear]) -> str:
         if not found.broken_groups:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from deploy.tensorrt_api import build_engine
 from exporters.linears import find_linears
 from exporters.lint import lint
 from exporters.module_names import MODULE_KEY
+from exporters.passes.outcome import Pass
 from exporters.student_file import StudentFile
 from exporters.surgery import Target, passes_for, surgery
 from exporters.torch_student import fake_quant_module
@@ -21,6 +22,7 @@ from profiles.device import FloatType, load_device
 
 DEVICES: dict[str, FloatType] = {"a100": "float16", "agx-orin": "float16", "cpu": "float32"}
 TENSORRT = ("a100", "agx-orin")
+CANONICAL = ["FoldConstants", "FuseAttention", "MergeProjections", "SelectEarly"]
 
 
 @pytest.fixture(scope="session")
@@ -134,12 +136,22 @@ def test_answers_as_the_fake_quantized_student(
 @pytest.mark.parametrize(
     ("device", "float_type", "steps"),
     [
-        ("a100", "float16", ["TypeFloat16", "AnnotateSparsity", "SetOpset"]),
-        ("a100", "float32", ["LowerAttention", "AnnotateSparsity", "SetOpset"]),
-        ("agx-orin", "float16", ["LowerAttention", "TypeFloat16", "AnnotateSparsity", "SetOpset"]),
-        ("cpu", "float32", ["AnnotateSparsity", "SetOpset"]),
+        ("a100", "float16", ["TypeFloat16"]),
+        ("a100", "float32", ["LowerAttention"]),
+        ("agx-orin", "float16", ["LowerAttention", "TypeFloat16"]),
+        ("cpu", "float32", []),
     ],
 )
 def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str]) -> None:
     target = Target(load_device(device), float_type)
-    assert [type(step).__name__ for step in passes_for(target)] == steps
+    assert names(passes_for(target)) == [*CANONICAL, *steps, "AnnotateSparsity", "SetOpset"]
+
+
+def test_quantizers_are_placed_on_repaired_float_weights_in_the_form_that_is_compiled() -> None:
+    target = Target(load_device("a100"), "float16", "w8a8-mha", repair_sparsity=True)
+    placing = ["LowerAttention", "RepairSparsity", "PlaceQuantizers", "LowerFakeQuantize"]
+    assert names(passes_for(target)) == [*CANONICAL, *placing, "TypeFloat16", "AnnotateSparsity", "SetOpset"]
+
+
+def names(passes: Sequence[Pass]) -> list[str]:
+    return [type(step).__name__ for step in passes]

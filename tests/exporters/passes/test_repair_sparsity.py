@@ -64,7 +64,7 @@ def test_tells_of_each_layer_what_it_cost() -> None:
     assert (first.where, first.groups, first.share, first.weights) == ("first", 1, 0.25, 1)
     assert (second.where, second.groups, second.share, second.weights) == ("second", 1, 0.25, 1)
     assert first.relative_error == pytest.approx(np.sqrt(1 / 182), rel=1e-6)
-    assert str(first) == "first: groups pruned: 1 (25 %), weights set to zero: 1, relative error: 0.074"
+    assert str(first) == "groups pruned: 1 (25 %), weights set to zero: 1, relative error: 0.074"
 
 
 def test_the_error_is_that_of_the_dequantized_weight() -> None:

@@ -1,0 +1,183 @@
+"""What all bundles of one conversion share: what the user gave, read once, and what is made of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from calibration.ranges import measure_amax
+from calibration.samples import Samples, load_samples, random_samples
+from deploy import verify
+from deploy.bundle import hash_checkpoint
+from deploy.manifest import Source
+from deploy.progress import Progress, tell_all
+from exporters.checkpoint import LoadOptions, load_student
+from exporters.graph_student import GraphStudent
+from exporters.placement import Placement, measures, places
+from exporters.student import ModuleStudent, Student, sample_specs
+from exporters.surgery import Target
+from exporters.to_onnx import Exported
+from profiles.device import Device, FloatType
+from profiles.errors import GpusqError
+
+Precision = Literal["auto", "fp32", "fp16", "int8"]
+RANDOM_SAMPLES = 64
+
+
+@dataclass
+class Job:
+    """What all bundles of one conversion share; each part is made when it is first asked for."""
+
+    checkpoint: Path
+    options: LoadOptions
+    precision: Precision
+    asked_placement: Placement | None
+    data: Path | None
+    baseline: Path | None
+    out: Path
+    progress: Progress
+    repair_sparsity: bool = False
+    student: Student = field(init=False)
+    source: Source = field(init=False)
+    teacher: Student | None = field(init=False, default=None)
+    teacher_source: Source | None = field(init=False, default=None)
+    samples: Samples = field(init=False)
+
+    def load(self, devices: Collection[Device]) -> None:
+        """Read everything that the user gave, so that a mistake is found before any work is done."""
+        self.student, self.source = load_with_source(self.checkpoint, self.options)
+        if not self.student.quantized and measures(self.placement):
+            self._check_measurable()
+        if self.baseline is not None:
+            self._load_baseline(self.baseline, devices)
+        if self.data is None:
+            self.samples = random_samples(sample_specs(self.student), RANDOM_SAMPLES)
+        else:
+            self.samples = load_samples(self.data, sample_specs(self.student))
+        kept = f"{self.student.quantized} quantized weights" if self.student.quantized else "float"
+        self.progress.found("checkpoint", f"{self.student.model.rpartition(':')[2]}, {kept}, {self.student.kind}")
+        tell_all(self.progress, "checkpoint", self.student.notes)
+        if self.teacher is not None:
+            tell_all(self.progress, "baseline", self.teacher.notes)
+
+    def _load_baseline(self, baseline: Path, devices: Collection[Device]) -> None:
+        if all(device.runtime != "onnxruntime" for device in devices):
+            raise GpusqError(
+                "a baseline is measured on this host's CPU, and no profile asks for that",
+                hint="add --profile cpu, or leave out --baseline",
+            )
+        self.teacher, self.teacher_source = load_with_source(baseline, self.options)
+        if sample_specs(self.teacher) != sample_specs(self.student):
+            raise GpusqError(
+                f"{baseline} takes other inputs than {self.checkpoint}", hint="a baseline answers the same question"
+            )
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the trained quantization is kept."""
+        return self.precision in ("auto", "int8") and self.student.quantized > 0
+
+    @property
+    def placement(self) -> Placement:
+        """Which quantizers layers get that have none."""
+        if self.asked_placement is not None:
+            return self.asked_placement
+        return "w8a8-linear" if self.precision == "int8" and not self.student.quantized else "as-trained"
+
+    def target(self, device: Device) -> Target:
+        """What the graph is made for on `device`."""
+        return Target(device, self.float_type(device), self.placement, self.repair_sparsity)
+
+    def measure(self, model: ir.Model, names: Sequence[str]) -> dict[str, float]:
+        """The largest absolute values of tensors on the samples.
+
+        Raises:
+            GpusqError: there are tensors to measure, and no samples were given.
+        """
+        if names:
+            self._check_measurable()
+        with self.progress.working("measuring ranges"):
+            return measure_amax(model, names, self.samples.inputs, self.fixed_batch or verify.BATCH)
+
+    def _check_measurable(self) -> None:
+        if self.data is None:
+            raise GpusqError(
+                f"{self.checkpoint} has layers without trained scales, and there is nothing to measure them on",
+                hint="give samples with --data calib.npz, or use --precision fp16",
+            )
+
+    def precision_name(self, device: Device) -> str:
+        """What the bundle is called in reports."""
+        if self.placement == "w4" and not self.quantized:
+            return "w4"
+        return _precision_name(self.quantized or places(self.placement), self.float_type(device))
+
+    def float_type(self, device: Device) -> FloatType:
+        """The type of what is not quantized."""
+        asked: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16"}
+        return asked.get(self.precision, device.onnx.float_type)
+
+    @cached_property
+    def exported(self) -> Exported:
+        """The graph of the student, its trained scales as Q/DQ where they are kept, and how it was come by."""
+        with self.progress.working("exporting"):
+            exported = self.student.export(scales=self.quantized)
+        model = exported.model
+        self.progress.found("export", f"opset {model.opset_imports['']}, {len(model.graph)} nodes, by {exported.way}")
+        for way, reason in exported.failed:
+            self.progress.found("export", f"not by {way}: {reason}")
+        return exported
+
+    @cached_property
+    def reference(self) -> verify.Array:
+        """The PyTorch student's logits on the samples."""
+        return verify.outputs(self._predict(), self.samples, self.fixed_batch or verify.BATCH)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The number of samples that the model takes at once, where that is fixed."""
+        return next((spec.shape[0] for spec in self.student.inputs if 0 not in spec.dynamic), None)
+
+    def _predict(self) -> verify.Predict:
+        """The student as training left it: in PyTorch, or the ONNX file that it came as."""
+        if isinstance(self.student, GraphStudent):
+            return verify.session_of(self.student.path)
+        assert isinstance(self.student, ModuleStudent)
+        return functools.partial(self.student.predict, scales=self.quantized)
+
+
+def settled_precision(precision: Precision, placement: Placement | None) -> Precision:
+    """Return the precision that goes with a placement; raises GpusqError where the two contradict each other."""
+    if placement is None or placement == "as-trained":
+        return precision
+    if placement == "fp16" and precision in ("auto", "fp16"):
+        return "fp16"
+    if places(placement) and precision in ("auto", "int8"):
+        return precision
+    raise GpusqError(
+        f"placement {placement} and precision {precision} contradict each other", hint="leave out one of the two"
+    )
+
+
+def load_with_source(path: Path, options: LoadOptions) -> tuple[Student, Source]:
+    """Return a checkpoint, and where it came from; the hash is that of what was just read."""
+    student = load_student(path, options)
+    return student, Source(
+        file=path.name,
+        sha256=hash_checkpoint(path),
+        model=student.model,
+        parameters=student.parameters,
+        card=dict(student.card),
+        kind=student.kind,
+        notes=student.notes,
+    )
+
+
+def _precision_name(quantized: bool, float_type: FloatType) -> str:
+    return "int8" if quantized else {"float32": "fp32", "float16": "fp16"}[float_type]

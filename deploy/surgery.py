@@ -1,0 +1,123 @@
+"""The graph surgery on its own: an ONNX file or a checkpoint goes in, the graph for one device comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field
+
+from deploy.bundle import staged_files
+from deploy.conversion import check_rules
+from deploy.job import Job, Precision, settled_precision
+from deploy.progress import Progress
+from exporters.checkpoint import LoadOptions
+from exporters.passes.outcome import Outcome
+from exporters.placement import Placement
+from exporters.save_onnx import save_onnx
+from exporters.surgery import surgery
+from profiles.device import load_device
+from profiles.errors import GpusqError
+from profiles.record import Record
+
+SCHEMA = 1
+_SHOWN = 3  # places of one pass on the terminal; --json tells them all
+
+
+class Surgery(Record):
+    """What `operate` did; the same is printed by `gpusq surgery --json`."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    files: tuple[Path, ...] = Field(description="The ONNX file, and its external data where it has any.")
+    profile: str
+    placement: Placement
+    precision: str
+    opset: int
+    nodes_before: int
+    nodes: int
+    passes: tuple[Outcome, ...]
+
+    def to_text(self) -> str:
+        """The surgery for the terminal."""
+        return "\n".join(
+            [
+                f"{self.files[0]}: {self.nodes} nodes of {self.nodes_before}, opset {self.opset}, {self.precision}",
+                *(line for step in self.passes for line in _lines(step)),
+            ]
+        )
+
+
+def operate(
+    model: str | Path,
+    out: str | Path,
+    *,
+    profile: str,
+    options: LoadOptions | None = None,
+    precision: Precision = "auto",
+    placement: Placement | None = None,
+    data: str | Path | None = None,
+    repair_sparsity: bool = False,
+    progress: Progress | None = None,
+) -> Surgery:
+    """Write the graph of `model` that the compiler of `profile` fuses best to `out`.
+
+    Args:
+        model: an ONNX file, or a checkpoint of any kind.
+        out: the ONNX file; one that is there is replaced when the new one is whole.
+        profile: name, alias or path of a device profile.
+        options: what the checkpoint does not say about itself.
+        precision: as of `convert`.
+        placement: as of `convert`.
+        data: samples to measure activations on.
+        repair_sparsity: as of `convert`.
+        progress: is told what each stage found.
+
+    Raises:
+        GpusqError: something that was given cannot be used. Nothing is left behind then.
+    """
+    out, progress = Path(out), progress or Progress()
+    if out.is_dir():
+        raise GpusqError(f"{out} is a folder", hint="give the file to write, such as -o model.onnx")
+    device = load_device(profile)
+    job = Job(
+        checkpoint=Path(model),
+        options=options or LoadOptions(),
+        precision=settled_precision(precision, placement),
+        asked_placement=placement,
+        data=None if data is None else Path(data),
+        baseline=None,
+        out=out.parent,
+        progress=progress,
+        repair_sparsity=repair_sparsity,
+    )
+    job.load([device])
+    graph = job.exported.model
+    nodes_before = len(graph.graph)
+    passes = surgery(graph, job.target(device), job.measure)
+    check_rules(graph, device)
+    with staged_files(out) as staged:
+        files = save_onnx(graph, staged)
+    return Surgery(
+        files=tuple(out.parent / file.name for file in files),
+        profile=device.name,
+        placement=job.placement,
+        precision=job.precision_name(device),
+        opset=graph.opset_imports[""],
+        nodes_before=nodes_before,
+        nodes=len(graph.graph),
+        passes=tuple(passes),
+    )
+
+
+def _lines(step: Outcome) -> Iterator[str]:
+    if not step.changed and not step.left_alone:
+        return
+    yield f"{step.name}: {step.changed}"
+    yield from _some([f"  {change.where}: {change.what}" for change in step.changes])
+    yield from _some([f"  left alone, {left.where}: {left.why}" for left in step.left_alone])
+
+
+def _some(lines: list[str]) -> Iterator[str]:
+    yield from lines[:_SHOWN]
+    if lines[_SHOWN:]:
+        yield f"  and {len(lines) - _SHOWN} more"
