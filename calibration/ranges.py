@@ -1,10 +1,11 @@
 """The largest absolute value of tensors inside an ONNX graph, over samples.
 
-    x ─► Abs ─► ReduceMax ─┐
-    x ─► · 0 ─► ReduceSum ─┴► Add ─► amax(x), one float32       max |x| + Σ 0·x
+    x ─► ReduceMax ────────────┐
+    x ─► ReduceMin ─► Neg ─────┴► Max ─┐
+    x ─► ReduceL1 ─► · 0 ──────────────┴► Add ─► amax(x), one float32        max(max x, −min x) + 0 · Σ|x|
 
-The graph gets one such scalar for each tensor and nothing else as outputs, so memory does not grow with the samples.
-The sum is there for NaN and infinity, with which 0·x is NaN: onnxruntime's ReduceMax loses a NaN.
+The graph gets one such scalar for each tensor and nothing else as outputs; no tensor is copied. The sum is there for
+NaN and infinity, with which 0 · Σ|x| is NaN: onnxruntime's ReduceMax loses a NaN.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def _probe(graph: ir.Graph, value: ir.Value, zero: ir.Value, index: int) -> ir.V
         return node.outputs[0]
 
     x = add("Cast", value, to=int(ir.DataType.FLOAT))
-    largest = add("ReduceMax", add("Abs", x), keepdims=0)
-    output = add("Add", largest, add("ReduceSum", add("Mul", x, zero), keepdims=0))
+    largest = add("Max", add("ReduceMax", x, keepdims=0), add("Neg", add("ReduceMin", x, keepdims=0)))
+    output = add("Add", largest, add("Mul", add("ReduceL1", x, keepdims=0), zero))
     output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     return output
 
@@ -111,6 +112,8 @@ def _open_session(path: Path) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.add_session_config_entry(*_EXACT_INT8)
+    # Each scalar right after its tensor: the default order takes them all at the end, and all tensors wait for it.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     return onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=[_MOVES_QDQ]
     )
