@@ -15,13 +15,20 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporters.passes.annotate_sparsity import AnnotateSparsity
+from exporters.passes.fold_batch_norm import FoldBatchNorm
 from exporters.passes.fold_constants import FoldConstants
-from exporters.passes.fuse_attention import FuseAttention
+from exporters.passes.fuse_attention import OPSET, FuseAttention
+from exporters.passes.fuse_gelu import FuseGelu
+from exporters.passes.fuse_layer_norm import FuseLayerNorm
+from exporters.passes.fuse_rms_norm import FuseRmsNorm
+from exporters.passes.fuse_silu import FuseSilu
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
 from exporters.passes.merge_projections import MergeProjections
 from exporters.passes.outcome import Outcome, Pass
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
+from exporters.passes.raise_opset import RaiseOpset
+from exporters.passes.remove_no_ops import RemoveNoOps
 from exporters.passes.repair_sparsity import RepairSparsity
 from exporters.passes.select_early import SelectEarly
 from exporters.passes.set_opset import SetOpset
@@ -57,7 +64,19 @@ class Target:
 
 def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
     """The passes for `target`, in their order; `measure` tells the ranges of the activations that get quantizers."""
-    passes: list[Pass] = [FoldConstants(), FuseAttention(), MergeProjections(), SelectEarly()]
+    passes: list[Pass] = [
+        RaiseOpset(OPSET),
+        FoldConstants(),
+        RemoveNoOps(),
+        FoldBatchNorm(),
+        FuseLayerNorm(),
+        FuseRmsNorm(target.device.onnx.opset),
+        FuseGelu(),
+        FuseSilu(),
+        FuseAttention(),
+        MergeProjections(),
+        SelectEarly(),
+    ]
     if target.attention == "matmul":
         passes.append(LowerAttention())
     if target.repair_sparsity:

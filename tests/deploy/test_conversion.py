@@ -247,7 +247,7 @@ def test_misses_no_gate(manifests: dict[str, Manifest]) -> None:
 
 
 def test_refuses_int8_for_a_student_without_scales(tmp_path: Path) -> None:
-    with pytest.raises(GpusqError, match="no trained scales"):
+    with pytest.raises(GpusqError, match="has layers without trained scales"):
         convert(teacher_path(), profiles=["cpu"], out=tmp_path / "out", precision="int8")
     assert not (tmp_path / "out").exists()
 

@@ -75,7 +75,7 @@ def test_a_quantized_graph_has_no_float_weights_to_go_back_to(tmp_path: Path) ->
 
 
 def test_int8_cannot_be_had_from_a_float_graph(tmp_path: Path) -> None:
-    with pytest.raises(GpusqError, match="has no trained scales"):
+    with pytest.raises(GpusqError, match="has layers without trained scales"):
         convert(written(tmp_path, TOKENS), profiles=["cpu"], out=tmp_path / "out", precision="int8")
 
 

@@ -22,7 +22,19 @@ from profiles.device import FloatType, load_device
 
 DEVICES: dict[str, FloatType] = {"a100": "float16", "agx-orin": "float16", "cpu": "float32"}
 TENSORRT = ("a100", "agx-orin")
-CANONICAL = ["FoldConstants", "FuseAttention", "MergeProjections", "SelectEarly"]
+CANONICAL = [
+    "RaiseOpset",
+    "FoldConstants",
+    "RemoveNoOps",
+    "FoldBatchNorm",
+    "FuseLayerNorm",
+    "FuseRmsNorm",
+    "FuseGelu",
+    "FuseSilu",
+    "FuseAttention",
+    "MergeProjections",
+    "SelectEarly",
+]
 
 
 @pytest.fixture(scope="session")
