@@ -22,6 +22,8 @@ ELSEWHERE = {
     "make test": "it is running",
     "make lint": ".ci/run runs it",
     ".ci/run": "CI runs it",
+    "sha256sum model-00001-of-00002.safetensors model-00002-of-00002.safetensors model.safetensors.index.json"
+    " | sha256sum": "tests/deploy/test_bundle.py compares with it",
     "python -m students.fashion_vit train --seed 0": "half an hour; tests/students trains a smaller one",
 }
 
