@@ -17,7 +17,7 @@ import onnx_ir as ir
 from exporters.passes.annotate_sparsity import AnnotateSparsity
 from exporters.passes.fold_batch_norm import FoldBatchNorm
 from exporters.passes.fold_constants import FoldConstants
-from exporters.passes.fuse_attention import OPSET, FuseAttention
+from exporters.passes.fuse_attention import FuseAttention
 from exporters.passes.fuse_gelu import FuseGelu
 from exporters.passes.fuse_layer_norm import FuseLayerNorm
 from exporters.passes.fuse_rms_norm import FuseRmsNorm
@@ -29,9 +29,11 @@ from exporters.passes.outcome import Outcome, Pass
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
 from exporters.passes.raise_opset import RaiseOpset
 from exporters.passes.remove_no_ops import RemoveNoOps
+from exporters.passes.repair_qdq import RepairQdq
 from exporters.passes.repair_sparsity import RepairSparsity
 from exporters.passes.select_early import SelectEarly
 from exporters.passes.set_opset import SetOpset
+from exporters.passes.split_packed import SplitPacked
 from exporters.passes.type_float16 import TypeFloat16
 from exporters.placement import Placement, places
 from profiles.device import AttentionForm, Device, FloatType
@@ -64,16 +66,18 @@ class Target:
 
 def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
     """The passes for `target`, in their order; `measure` tells the ranges of the activations that get quantizers."""
+    repair = RepairQdq(target.device.sparse, keep_outputs=target.placement == "sparse-int8")
     passes: list[Pass] = [
-        RaiseOpset(OPSET),
+        RaiseOpset(target.device.onnx.opset),
         FoldConstants(),
         RemoveNoOps(),
+        repair,
         FoldBatchNorm(),
         FuseLayerNorm(),
         FuseRmsNorm(target.device.onnx.opset),
         FuseGelu(),
         FuseSilu(),
-        FuseAttention(),
+        FuseAttention(lowered=target.attention == "matmul"),
         MergeProjections(),
         SelectEarly(),
     ]
@@ -85,7 +89,9 @@ def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
         passes += [
             PlaceQuantizers(target.placement, measure or _unmeasured, target.float_type),
             LowerFakeQuantize(),
+            repair,
         ]
+    passes += [SplitPacked(), FoldConstants()]  # the latter tells the shapes of what is new
     if target.float_type == "float16":
         passes.append(TypeFloat16())
     passes.append(AnnotateSparsity(target.device.sparse))

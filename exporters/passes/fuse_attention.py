@@ -25,21 +25,31 @@ from exporters.passes.inserter import Inserter, drop_unused_initializers
 from exporters.passes.outcome import LeftAlone, Outcome
 
 OPSET = 23
+LOWERED_KEY = "gpusq.attention"  # on the Softmax of an attention that was written out on purpose
 _PASSED = frozenset({"Cast", "Identity", "Dropout"})
 
 
 @dataclass(frozen=True)
 class FuseAttention:
-    """Replace every attention that is written out, and simplify the masks of those that are not."""
+    """Replace every attention that is written out, and simplify the masks of those that are not.
+
+    Attributes:
+        lowered: whether `LowerAttention` follows: the opset need not have the operator then, and what that pass wrote
+            is its final form.
+    """
+
+    lowered: bool = False
 
     def __call__(self, model: ir.Model) -> Outcome:
         """Replace them; each that stays is reported with the reason."""
-        if (model.opset_imports.get("") or 0) < OPSET:
+        if not self.lowered and (model.opset_imports.get("") or 0) < OPSET:
             return Outcome("fuse attention", 0, (LeftAlone("Attention", f"the operator exists from opset {OPSET} on"),))
         inserter = Inserter(model.graph)
         changed, left = 0, []
         for node in list(model.graph):
             if node.domain or node.op_type not in ("Softmax", "Attention"):
+                continue
+            if self.lowered and LOWERED_KEY in node.metadata_props:
                 continue
             try:
                 changed += _fuse(node, inserter) if node.op_type == "Softmax" else _simplify(node, inserter)

@@ -59,7 +59,9 @@ class PlaceQuantizers:
         inserter = Inserter(model.graph)
         left: list[LeftAlone] = []
         weights = list(self._weights(model.graph, left))
-        reads = [] if self.placement == "w4" else list(self._activations(model.graph, weights))
+        found = [] if self.placement == "w4" else self._activations(model.graph, weights)
+        by_place = {(read.node, read.index): read for read in found if not _is_dequantized(read.value)}
+        reads = list(by_place.values())
         amax = self.measure(model, list(dict.fromkeys(_name(read.value) for read in reads if read.amax is None)))
         changes = [self._quantize_activation(inserter, read, amax) for read in reads]
         changes += [self._quantize_weight(inserter, linear) for linear in weights]
@@ -158,6 +160,11 @@ class _Read:
     index: int
     place: str
     amax: float | None = None
+
+
+def _is_dequantized(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 def _too_small(linear: Linear) -> str:

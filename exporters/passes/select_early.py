@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from exporters.linears import QDQ, array_shape
+from exporters.linears import QDQ, array_shape, trace_back
 from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Outcome
@@ -64,8 +64,9 @@ def _node_that_works_on_each_row(gather: ir.Node) -> ir.Node | None:
         return node if len(rest) < len(node.inputs) else None
     if node.op_type in _EACH_ROW:
         return node if node.attributes.get_int("axis", -1) in (-1, rank - 1) else None
-    if node.op_type == "MatMul" and node.inputs[1] is not None and node.inputs[1].is_initializer():
-        return node if len(array_shape(node.inputs[1])) == 2 else None
+    if node.op_type == "MatMul":
+        weight, _ = trace_back(node.inputs[1])
+        return node if weight is not None and weight.is_initializer() and len(array_shape(weight)) == 2 else None
     return None
 
 

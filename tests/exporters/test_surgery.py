@@ -26,6 +26,7 @@ CANONICAL = [
     "RaiseOpset",
     "FoldConstants",
     "RemoveNoOps",
+    "RepairQdq",
     "FoldBatchNorm",
     "FuseLayerNorm",
     "FuseRmsNorm",
@@ -148,10 +149,10 @@ def test_answers_as_the_fake_quantized_student(
 @pytest.mark.parametrize(
     ("device", "float_type", "steps"),
     [
-        ("a100", "float16", ["TypeFloat16"]),
-        ("a100", "float32", ["LowerAttention"]),
-        ("agx-orin", "float16", ["LowerAttention", "TypeFloat16"]),
-        ("cpu", "float32", []),
+        ("a100", "float16", ["SplitPacked", "FoldConstants", "TypeFloat16"]),
+        ("a100", "float32", ["LowerAttention", "SplitPacked", "FoldConstants"]),
+        ("agx-orin", "float16", ["LowerAttention", "SplitPacked", "FoldConstants", "TypeFloat16"]),
+        ("cpu", "float32", ["SplitPacked", "FoldConstants"]),
     ],
 )
 def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str]) -> None:
@@ -161,7 +162,14 @@ def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str
 
 def test_quantizers_are_placed_on_repaired_float_weights_in_the_form_that_is_compiled() -> None:
     target = Target(load_device("a100"), "float16", "w8a8-mha", repair_sparsity=True)
-    placing = ["LowerAttention", "RepairSparsity", "PlaceQuantizers", "LowerFakeQuantize"]
+    placing = [
+        "LowerAttention",
+        "SplitPacked",
+        "FoldConstants",
+        "RepairSparsity",
+        "PlaceQuantizers",
+        "LowerFakeQuantize",
+    ]
     assert names(passes_for(target)) == [*CANONICAL, *placing, "TypeFloat16", "AnnotateSparsity", "SetOpset"]
 
 
