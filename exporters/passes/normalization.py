@@ -19,7 +19,7 @@ from exporters.qdq_scales import constant_of, input_at
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of `value` over `axes`, which are kept with size 1."""
+    """The mean of `value` over `axes`, counted from the last (−1) on, which are kept with size 1."""
 
     value: ir.Value
     axes: tuple[int, ...]
@@ -55,15 +55,15 @@ def mean_of(value: ir.Value | None) -> Mean | None:
         return None
     given = constant_of(input_at(node, 1))
     axes = node.attributes.get_ints("axes", ()) if given is None else given.tolist()
-    return Mean(node.inputs[0], tuple(sorted(axes))) if axes else None
+    rank = 0 if node.inputs[0].shape is None else len(node.inputs[0].shape)
+    return Mean(node.inputs[0], tuple(sorted(axis - rank if axis >= 0 else axis for axis in axes))) if axes else None
 
 
 def sizes(x: ir.Value, axes: Sequence[int]) -> tuple[int, ...] | str:
     """The sizes of the last axes of x, where `axes` are these; else the reason why there are none."""
-    rank = 0 if x.shape is None else len(x.shape)
     if x.dtype is None or x.shape is None:
         return "the type or shape of its input is unknown"
-    if sorted(axis - rank if axis >= 0 else axis for axis in axes) != list(range(-len(axes), 0)):
+    if list(axes) != list(range(-len(axes), 0)):
         return "its mean is not over the last axes"
     found = tuple(dim for dim in tuple(x.shape)[-len(axes) :] if isinstance(dim, int))
     return found if len(found) == len(axes) else "the sizes of its last axes are unknown"
