@@ -23,7 +23,8 @@ TEXT = """
      int64[2] zeros2 = {{0, 0}}, int64[2] axes2 = {{1, 2}}, int64[2] twosix = {{2, 6}}, int64[3] grow = {{3, 2, 6}},
      int64[3] copy = {{0, 0, 0}}, int64[3] same = {{0, 2, 6}}, int64[3] heads = {{0, 6, 2}},
      int64[3] last = {{0, 0, 2}}, int64[3] fill = {{0, 0, -1}}, int64[3] tail = {{-1, 2, 6}},
-     int64[3] middle = {{0, -1, 1}}, int64[4] split = {{0, 2, 3, 2}}, float half = {{0.5}}, bool no = {{0}}, bool yes = {{1}}>
+     int64[3] middle = {{0, -1, 1}}, int64[4] split = {{0, 2, 3, 2}},
+     float half = {{0.5}}, bool no = {{0}}, bool yes = {{1}}>
     {{
         a = Relu(x)
         {nodes}
