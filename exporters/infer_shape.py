@@ -27,7 +27,7 @@ def infer_shape(node: ir.Node, opset: int) -> None:
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
         found = onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), types, data)
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError):
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
         return
     for value in node.outputs:
         if value.name in found:

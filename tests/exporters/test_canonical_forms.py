@@ -65,9 +65,11 @@ STEPS = [
 HEADER = """
     <ir_version: 7, opset_import: ["": 14]> g (float[N,6,8] x) => (float[A,B,C] y)
     <float one = {1}, float two = {2}, float three = {3}, float half = {0.5}, float eps = {0.00001},
-     float cubic = {0.044715}, float pi = {0.79788458}, float root = {1.4142135}, float[8] gamma = {1, 2, 0.5, 1.5, 1, 0.75, 1.25, 1},
-     float[8] beta = {0, 1, -1, 0.5, -0.5, 0.25, 2, 0}, int64[1] first = {0}, int64[1] second = {1},
-     int64[1] minus = {-1}, int64[1] fold = {12}, int64[3] back = {-1, 6, 8}, int64[2] rows = {-1, 8}, float[8,8] w = {WEIGHT}>
+     float cubic = {0.044715}, float pi = {0.79788458}, float root = {1.4142135},
+     float[8] gamma = {1, 2, 0.5, 1.5, 1, 0.75, 1.25, 1}, float[8] beta = {0, 1, -1, 0.5, -0.5, 0.25, 2, 0},
+     int64[1] first = {0}, int64[1] second = {1},
+     int64[1] minus = {-1}, int64[1] fold = {12}, int64[3] back = {-1, 6, 8}, int64[2] rows = {-1, 8},
+     float[8,8] w = {WEIGHT}>
 """
 WEIGHT = ", ".join(f"{number * 7 % 13 / 16 - 0.375}" for number in range(64))
 

@@ -32,7 +32,9 @@ def test_tells_type_and_shape(node: str, shape: list[int | str]) -> None:
     assert value.shape == ir.Shape(shape)
 
 
-@pytest.mark.parametrize("node", ["y = com.example.Secret(x)", "y = Secret(x)", "y = MatMul(w, w)"])
+@pytest.mark.parametrize(
+    "node", ["y = com.example.Secret(x)", "y = Secret(x)", "y = MatMul(w, w)", "y = Range(c, c, c)"]
+)
 def test_leaves_what_it_has_no_rule_for(node: str) -> None:
     assert inferred(node).shape is None
 
