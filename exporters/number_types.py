@@ -31,7 +31,7 @@ def holds(wide: ir.DataType, narrow: ir.DataType) -> bool:
 
 def _holds_float(wide: ir.DataType, narrow: ir.DataType) -> bool:
     outer, inner = (ml_dtypes.finfo(dtype.numpy()) for dtype in (wide, narrow))  # type: ignore[no-untyped-call]
-    return bool(outer.nmant >= inner.nmant and outer.maxexp >= inner.maxexp and outer.minexp <= inner.minexp)
+    return bool(outer.nmant >= inner.nmant and outer.maxexp >= inner.maxexp)
 
 
 def _bits(dtype: ir.DataType) -> int:

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.module_names import MODULE_KEY
@@ -168,6 +168,7 @@ def test_a_second_run_changes_nothing(layer: str) -> None:
     assert ir.to_proto(model) == before
 
 
+@settings(deadline=None)
 @given(st.sampled_from([*LAYERS]), st.integers(0, 2**32 - 1))
 def test_random_ones_keep_their_numbers(layer: str, seed: int) -> None:
     model, x = graph(layer, seed=seed), sample(layer, seed)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.module_names import MODULE_KEY
@@ -120,6 +120,7 @@ def test_a_second_run_changes_nothing(nodes: str) -> None:
     assert ir.to_proto(model) == before
 
 
+@settings(deadline=None)
 @given(st.permutations(["x", "half", "u"]), st.booleans(), st.booleans(), st.booleans())
 def test_any_order_of_the_factors_is_a_gelu(factors: list[str], left: bool, swap: bool, divide: bool) -> None:
     first, second, third = factors

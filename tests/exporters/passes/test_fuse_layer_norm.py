@@ -8,7 +8,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
@@ -158,6 +158,7 @@ def test_a_second_run_changes_nothing(weights: str) -> None:
     assert ir.to_proto(model) == before
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([*SQUARES]),
     st.sampled_from([*DIVISIONS]),

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
@@ -137,6 +137,7 @@ def kernels(model: ir.Model, folder: Path) -> int:
     return len(read_plan(built.log, model, source=built.runtime, target="SM80").kernels)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([*SQUARES]),
     st.sampled_from([*DIVISIONS]),

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
@@ -154,6 +154,7 @@ CASTS = st.sampled_from([1, 10, 11, 16, 6, 7, 3]).map(lambda dtype: f"Cast<to={d
 SIZES = st.sampled_from(["copy", "fill", "tail", "middle"]).map(lambda sizes: f"Reshape({{}}, {sizes})")
 
 
+@settings(deadline=None)
 @given(st.lists(PERMS | CASTS | SIZES | st.just("Identity({})"), min_size=1, max_size=6))
 def test_random_chains_keep_their_numbers(chain: list[str]) -> None:
     values = ["a", *(f"v{index}" for index in range(len(chain)))]
