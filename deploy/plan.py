@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 
 import onnx_ir as ir
 
@@ -19,7 +20,7 @@ from exporters.linears import find_linears
 from exporters.module_names import MODULE_KEY
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-_BLOCK = re.compile(r"^(.*?\.\d+)(?:\.|$)")
+_BLOCK = re.compile(r"^(.*?\.\d+(?:\.(?:blocks|layers)\.\d+)?)(?:\.|$)")
 _MEMORY = {"weights_bytes": "Total Weights Memory", "scratch_bytes": "Max Scratch Memory"}
 
 
@@ -72,9 +73,9 @@ def read_plan(
 def _kernels(
     compiled: Sequence[CompiledKernel], measured: Sequence[CompiledKernel], model: ir.Model
 ) -> Iterator[Kernel]:
-    """The kernels; each knows its bytes where both compilations made the same kernels in the same order."""
+    """The kernels; each knows its bytes where the other compilation has the same one."""
     module_of = {node.name: node.metadata_props.get(MODULE_KEY, "") for node in model.graph}
-    same = [kernel.kind for kernel in compiled] == [kernel.kind for kernel in measured]
+    same = _same_kernels(compiled, measured)
     for index, kernel in enumerate(compiled):
         yield Kernel(
             name=kernel.name,
@@ -83,9 +84,18 @@ def _kernels(
             modules=tuple(dict.fromkeys(module for node in kernel.nodes if (module := module_of.get(node, "")))),
             outputs=tuple(tensor.dtype for tensor in kernel.outputs),
             operands=kernel.operands,
-            bytes_in=measured[index].bytes_in if same else None,
-            bytes_out=measured[index].bytes_out if same else None,
+            bytes_in=same[index].bytes_in if index in same else None,
+            bytes_out=same[index].bytes_out if index in same else None,
         )
+
+
+def _same_kernels(compiled: Sequence[CompiledKernel], measured: Sequence[CompiledKernel]) -> dict[int, CompiledKernel]:
+    """By index in `compiled`, the kernel of `measured` that computes the same nodes in the same way, in order."""
+    here, there = (
+        [(kernel.kind, kernel.operands, kernel.nodes) for kernel in kernels] for kernels in (compiled, measured)
+    )
+    blocks = SequenceMatcher(a=here, b=there, autojunk=False).get_matching_blocks()
+    return {a + offset: measured[b + offset] for a, b, size in blocks for offset in range(size)}
 
 
 def _found(gemm_of: Mapping[str, CompiledKernel], nodes: Iterable[ir.Node]) -> list[str]:
@@ -116,7 +126,7 @@ def _module(node: ir.Node) -> str:
 
 
 def _block(modules: Sequence[str]) -> str | None:
-    """The block of a kernel: that of its first module, `blocks.0` of `blocks.0.mlp.fc2`."""
+    """The block of a kernel: that of its first module, `blocks.0` of `blocks.0.mlp`, `layers.2.blocks.5` of Swin's."""
     match = _BLOCK.match(modules[0]) if modules else None
     return match[1] if match else None
 

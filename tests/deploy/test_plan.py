@@ -19,7 +19,8 @@ g (float16[batch, 64] x) => (float16[batch, 64] z)
 
 
 def tensor(datatype: str) -> str:
-    return f"{{ Name: t, Dimensions: [-1,64], Strides: [64,1], Datatype: {datatype}, Format: (Linear) Row major }}"
+    shape = "Dimensions: [-1,64], Strides: [64,1]"
+    return f"{{ Name: {datatype}, {shape}, Datatype: {datatype}, Format: (Linear) Row major }}"
 
 
 def layer(name: str, kind: str, inputs: list[str], constants: list[str], nodes: list[str]) -> str:
@@ -97,3 +98,60 @@ def test_says_that_an_attention_was_not_fused(model: ir.Model) -> None:
 def test_refuses_a_log_without_a_layer_list(model: ir.Model) -> None:
     with pytest.raises(GpusqError, match="no layer list"):
         read_plan(["nothing"], model, source="a log", target="SM80")
+
+
+def test_counts_the_convolutions_of_the_graph() -> None:
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["": 21]>
+        g (float[batch, 4, 8, 8] x) => (float[batch, 4, 8, 8] z) <float[4, 4, 1, 1] w> {
+            [first] y = Conv(x, w)
+            [second] z = Conv(y, w)
+        }""")
+    log = ["\n".join(["Layers:", layer("a", "correlation", ["Int8"], ["Int8"], ["first"])])]
+    plan = read_plan(log, model, source="a log", target="SM80")
+    assert (plan.convolutions, plan.convolutions_int8) == (1, 1)
+
+
+def test_a_window_transformers_block_is_inside_its_stage(model: ir.Model) -> None:
+    next(node for node in model.graph if node.name == "fc").metadata_props["gpusq.module"] = "layers.2.blocks.5.mlp"
+    plan = read_plan(LOG, model, source="a log", target="SM80")
+    assert plan.kernels_per_block == {"blocks.0": 3, "layers.2.blocks.5": 1}
+
+
+def test_tells_two_attentions_of_one_module_apart(model: ir.Model) -> None:
+    soft = next(node for node in model.graph if node.name == "soft")
+    soft.metadata_props["gpusq.module"] = "attn"
+    again = ir.node("Softmax", [soft.inputs[0]], name="again", metadata_props={"gpusq.module": "attn"})
+    model.graph.insert_after(soft, [again, ir.node("MatMul", [again.outputs[0], soft.inputs[0]], name="product")])
+    attentions = read_plan(LOG, model, source="a log", target="SM80").attentions
+    assert [(a.module, a.node, a.fused) for a in attentions] == [("attn", "soft", True), ("attn", "again", False)]
+
+
+def sized(log: list[str]) -> list[str]:
+    """The same log for a batch of 2."""
+    return [message.replace("[-1,", "[2,") for message in log]
+
+
+def test_bytes_of_an_open_size_come_from_the_other_compilation(model: ir.Model) -> None:
+    open_ = read_plan(LOG, model, source="a log", target="SM80")
+    assert (open_.bytes_moved, {kernel.bytes_in for kernel in open_.kernels}) == (None, {None})
+    shapes = {"x": (2, 64)}
+    plan = read_plan(LOG, model, source="a log", target="SM80", sized=sized(LOG), sizes=shapes)
+    assert plan.sizes == shapes
+    float16 = 2 * 64 * 2  # the stub calls every tensor of a type by one name, and a name counts once
+    assert [(kernel.bytes_in, kernel.bytes_out) for kernel in plan.kernels] == [
+        (float16 + 2 * float16, float16),
+        (float16 // 2 + 2 * float16, float16),
+        (float16, float16),
+        (float16 + float16 // 2, float16),
+        (float16 // 2, float16),
+    ]
+    assert plan.bytes_moved == sum((k.bytes_in or 0) + (k.bytes_out or 0) for k in plan.kernels)
+
+
+def test_a_kernel_that_the_other_compilation_has_not_has_no_bytes_and_the_sum_is_the_others(model: ir.Model) -> None:
+    other = [
+        message.replace("Name: __quantize, LayerType: kgen", "Name: q, LayerType: signal") for message in sized(LOG)
+    ]
+    plan = read_plan(LOG, model, source="a log", target="SM80", sized=other)
+    assert [kernel.bytes_in is None for kernel in plan.kernels] == [True, False, False, False, False]
+    assert plan.bytes_moved is not None
