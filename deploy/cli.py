@@ -370,6 +370,28 @@ def plan(path: Path, profile: str | None, inputs: tuple[str, ...], as_json: bool
     _print(found.to_json(), lambda: click.echo(found.to_text()), as_json)
 
 
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--profile", required=True, help="The device whose parser and compiler must take MODEL.")
+@click.option(
+    "--sarif", type=click.Path(path_type=Path), help="Write the findings to this file as well, in SARIF 2.1.0."
+)
+@json_option
+def lint(model: Path, profile: str, sarif: Path | None, as_json: bool) -> None:
+    """Check MODEL, an ONNX file, against the hard rules of the device's compiler; exit with 3 if one is broken."""
+    from deploy.lint import lint as run
+
+    found = run(model, profile)
+    if sarif is not None:
+        from deploy.environment import versions
+        from deploy.sarif import to_sarif
+
+        sarif.write_text(to_sarif(found, model, versions().get("gpusq", "unknown")), encoding="utf-8")
+    _print(found.to_json(), lambda: click.echo(found.to_text()), as_json)
+    if found.errors:
+        sys.exit(3)
+
+
 def _progress() -> Progress:
     from deploy.progress import Progress, TerminalProgress
 

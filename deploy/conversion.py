@@ -170,7 +170,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
 
 def check_rules(model: ir.Model, device: Device) -> None:
     """Refuse a graph that breaks a hard rule of TensorRT."""
-    found = lint(model)
+    found = [finding for finding in lint(model, device) if finding.rule.severity == "error"]
     if found:
         more = f" (and {len(found) - 1} more)" if found[1:] else ""
         raise GpusqError(f"{device.title}: {found[0]}{more}", hint=found[0].rule.cure)

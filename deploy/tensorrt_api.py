@@ -79,6 +79,21 @@ def build_engine(
     Raises:
         GpusqError: the parser or the builder refused the model; their first error is in the message.
     """
+    try:
+        return _build(model, runtime, compute_capability, batch or ShapeRange(), usual or {})
+    except GpusqError as error:
+        # Its frames hold TensorRT's objects. Kept with the error, they would die whenever Python collects garbage: also
+        # inside the log call of another build, which holds the lock that they need.
+        raise error.with_traceback(None) from None
+
+
+def _build(
+    model: Path,
+    runtime: str,
+    compute_capability: str | None,
+    batch: ShapeRange,
+    usual: Mapping[str, Sequence[int]],
+) -> Built:
     trt: Any = import_api(runtime)
     logger = _collecting_logger(trt)
     builder = trt.Builder(logger)
@@ -97,7 +112,7 @@ def build_engine(
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if compute_capability is not None:
         _target(trt, config, compute_capability)
-    if config.add_optimization_profile(_optimization_profile(builder, network, batch or ShapeRange(), usual or {})) < 0:
+    if config.add_optimization_profile(_optimization_profile(builder, network, batch, usual)) < 0:
         raise RuntimeError(f"{runtime} refused the optimization profile: {logger.first_error()}")
     engine = builder.build_serialized_network(network, config)
     if engine is None:

@@ -26,8 +26,12 @@ _TWO_NUMBERS = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
 _SIX_BIT = 6
 
 
-def parse_onnx(path: Path) -> onnx.ModelProto:
+def parse_onnx(path: Path, *, sparse: bool = False) -> onnx.ModelProto:
     """The protobuf in `path`, its external data untouched, its text, tensors and opsets sound.
+
+    Args:
+        path: the file.
+        sparse: whether it may hold sparse tensors.
 
     Raises:
         GpusqError: there is no such file, or it is empty, damaged, or no ONNX model.
@@ -41,7 +45,8 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
     for place, tensor in tensors_of(proto):
         if trouble := _trouble(tensor):
             raise GpusqError(f"{path}: {place} {trouble}", hint=COPY_AGAIN)
-    _check_sparse(path, proto)
+    if not sparse:
+        _check_sparse(path, proto)
     _check_opsets(path, proto)
     return proto
 
