@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporters.passes.annotate_sparsity import AnnotateSparsity
+from exporters.passes.fix_shapes import FixShapes
 from exporters.passes.fold_batch_norm import FoldBatchNorm
 from exporters.passes.fold_constants import FoldConstants
 from exporters.passes.fuse_attention import FuseAttention
@@ -69,6 +70,7 @@ def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
     repair = RepairQdq(target.device.sparse, keep_outputs=target.placement == "sparse-int8")
     passes: list[Pass] = [
         RaiseOpset(target.device.onnx.opset),
+        FixShapes(),
         FoldConstants(),
         RemoveNoOps(),
         repair,

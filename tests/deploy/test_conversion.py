@@ -14,8 +14,9 @@ import pytest
 
 import deploy
 from deploy.bundle import hash_file, hash_files
-from deploy.conversion import Conversion, Precision, convert
+from deploy.conversion import Conversion, convert
 from deploy.inspect import Inspection, inspect
+from deploy.job import Precision
 from deploy.manifest import Manifest, read_manifest
 from deploy.onnxruntime_api import open_session
 from exporters.linears import find_linears

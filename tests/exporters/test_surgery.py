@@ -24,6 +24,7 @@ DEVICES: dict[str, FloatType] = {"a100": "float16", "agx-orin": "float16", "cpu"
 TENSORRT = ("a100", "agx-orin")
 CANONICAL = [
     "RaiseOpset",
+    "FixShapes",
     "FoldConstants",
     "RemoveNoOps",
     "RepairQdq",
@@ -162,15 +163,9 @@ def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str
 
 def test_quantizers_are_placed_on_repaired_float_weights_in_the_form_that_is_compiled() -> None:
     target = Target(load_device("a100"), "float16", "w8a8-mha", repair_sparsity=True)
-    placing = [
-        "LowerAttention",
-        "SplitPacked",
-        "FoldConstants",
-        "RepairSparsity",
-        "PlaceQuantizers",
-        "LowerFakeQuantize",
-    ]
-    assert names(passes_for(target)) == [*CANONICAL, *placing, "TypeFloat16", "AnnotateSparsity", "SetOpset"]
+    placing = ["LowerAttention", "RepairSparsity", "PlaceQuantizers", "LowerFakeQuantize", "RepairQdq"]
+    shaped = [*placing, "SplitPacked", "FoldConstants", "TypeFloat16"]
+    assert names(passes_for(target)) == [*CANONICAL, *shaped, "AnnotateSparsity", "SetOpset"]
 
 
 def names(passes: Sequence[Pass]) -> list[str]:
