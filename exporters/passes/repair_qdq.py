@@ -103,8 +103,8 @@ def _fold_constant(node: ir.Node, inserter: Inserter) -> Iterator[Change]:
 def _dequantized(node: ir.Node) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
     from exporters.qdq_scales import spread
 
-    x, scale, output = node.inputs[0], scale_of(node), node.outputs[0]
-    if x is None or x.const_value is None or scale is None or output.dtype is None:
+    x, scale, dtype = node.inputs[0], scale_of(node), node.outputs[0].dtype
+    if x is None or x.const_value is None or scale is None:
         return None
     zero = ir.convenience.get_const_tensor(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
     if zero is not None and np.any(zero.numpy()):
@@ -112,7 +112,7 @@ def _dequantized(node: ir.Node) -> np.ndarray[tuple[int, ...], np.dtype[np.gener
     integers = np.asarray(x.const_value.numpy()).astype(np.float32)
     scales = scale.astype(np.float32)
     spreaded = scales if scales.ndim == 0 else spread(scales, node, integers.shape)
-    return np.asarray(integers * spreaded, output.dtype.numpy())
+    return np.asarray(integers * spreaded, scale.dtype if dtype is None else dtype.numpy())
 
 
 def _is_activation_dq(node: ir.Node) -> bool:
