@@ -1,0 +1,64 @@
+"""The figures of `plans.py` that must not get worse; the whole table is its own command."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from exporters.placement import Placement
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("tensorrt_rtx") is None, reason="compiling ahead of time needs tensorrt-rtx"
+    ),
+]
+
+# kernels, INT8 linears, INT8 convolutions, attentions: what was reached, by model and placement
+REACHED: dict[tuple[str, Placement], tuple[int, int, int, int]] = {
+    ("DeiT-S (timm)", "w8a8-linear"): (125, 49, 1, 12),
+    ("DeiT-S (timm)", "w8a8-mha"): (114, 49, 1, 12),
+    ("DeiT-S (HF)", "w8a8-linear"): (125, 49, 1, 12),
+    ("DeiT-S (HF)", "w8a8-mha"): (114, 49, 1, 12),
+    ("Swin-T (timm)", "w8a8-linear"): (144, 52, 1, 12),
+    ("Swin-T (timm)", "w8a8-mha"): (132, 52, 1, 12),
+    ("Swin-T (HF)", "w8a8-linear"): (143, 52, 1, 12),
+    ("Swin-T (HF)", "w8a8-mha"): (131, 52, 1, 12),
+    ("ResNet-50", "w8a8-linear"): (106, 1, 53, 0),
+    ("MobileNetV2", "w8a8-linear"): (107, 1, 52, 0),
+}
+
+
+def _plans() -> ModuleType:
+    """The script beside this file."""
+    spec = importlib.util.spec_from_file_location("plans", Path(__file__).with_name("plans.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["plans"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def plans() -> ModuleType:
+    return _plans()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", list(dict.fromkeys(model for model, _ in REACHED)))
+def test_compiles_to_no_more_kernels_than_were_reached(plans: ModuleType, tmp_path: Path, name: str) -> None:
+    plans.export(name, tmp_path / "model.onnx")
+    for (model, placement), (kernels, linears, convolutions, attentions) in REACHED.items():
+        if model != name:
+            continue
+        row = plans.row(name, tmp_path / "model.onnx", placement)
+        assert row.kernels <= kernels
+        assert row.linears_int8 == row.linears == linears
+        assert row.convolutions_int8 == row.convolutions == convolutions
+        assert row.fused == row.attentions == attentions
