@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.linears import array_of, array_shape, scale_of
+from exporters.linears import array_of, array_shape
 from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter, drop_unused_initializers
 from exporters.passes.outcome import LeftAlone, Outcome
+from exporters.qdq_scales import constant_of, input_at
 
 _TO_HEADS = (0, 2, 1, 3)
 
@@ -76,6 +77,12 @@ class _Projection:
         return () if shape is None else tuple(shape)[1:]
 
     @property
+    def size(self) -> tuple[int, int]:
+        """[K, n] of the weight."""
+        k, n = array_shape(self.weight)
+        return k, n
+
+    @property
     def weight(self) -> ir.Value:
         """The constant, [K, H · d]."""
         value = self.matmul.inputs[1] if self.dq is None else self.dq.inputs[0]
@@ -83,14 +90,14 @@ class _Projection:
         return value
 
     @property
-    def source(self) -> tuple[ir.Value | None, bytes]:
-        """What is projected: the tensor, or the quantized one and its scale."""
+    def source(self) -> tuple[object, ...]:
+        """What tells whether two project the same: the tensor, or the quantized one and how it is dequantized."""
         x = self.matmul.inputs[0]
-        node = None if x is None else x.producer()
-        if node is not None and node.op_type == "DequantizeLinear":
-            scale = scale_of(node)
-            return node.inputs[0], b"" if scale is None else scale.tobytes()
-        return x, b""
+        dq = _dq_of(x)
+        parameters = [] if dq is None else [constant_of(input_at(dq, index)) for index in (1, 2)]
+        if dq is None or parameters[0] is None:
+            return (x,)
+        return (dq.inputs[0], *(None if array is None else array.tobytes() for array in parameters), _along(dq))
 
 
 def _projection(value: ir.Value) -> _Projection | None:
@@ -98,7 +105,7 @@ def _projection(value: ir.Value) -> _Projection | None:
     transpose = _producer(value, "Transpose")
     if transpose is None and (folded := _producer(value, "Reshape")) is not None:  # of windows into heads
         transpose = _producer(folded.inputs[0], "Transpose")
-    if transpose is None or tuple(transpose.attributes["perm"].as_ints()) != _TO_HEADS:
+    if transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != _TO_HEADS:
         return None
     reshape = _producer(transpose.inputs[0], "Reshape")
     if reshape is None:
@@ -132,56 +139,90 @@ def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 def _groups(found: Sequence[_Projection]) -> Iterator[list[_Projection]]:
     """Those of them that read one tensor, two at least."""
-    by_source: dict[tuple[int, bytes], list[_Projection]] = {}
+    by_source: dict[tuple[object, ...], list[_Projection]] = {}
     for projection in found:
-        value, scale = projection.source
-        by_source.setdefault((id(value), scale), []).append(projection)
+        by_source.setdefault(projection.source, []).append(projection)
     yield from (group for group in by_source.values() if len(group) > 1)
 
 
 def _why_not(group: Sequence[_Projection]) -> str:
-    first = group[0]
-    fixed = all(isinstance(dim, int) for dim in first.heads[1:])
-    if not fixed or len({str(projection.heads) for projection in group}) > 1:
+    if len({str(projection.heads) for projection in group}) > 1:
         return "its projections have different numbers of heads"
+    if not all(_splits_into_heads(projection) for projection in group):
+        return "its projections are reshaped to more than heads"
     if len({_kind(projection) for projection in group}) > 1:
         return "its projections are quantized in different ways"
-    if any(_along_k(projection.dq) for projection in group if projection.dq is not None):
-        return "its weights have scales along K"
-    return ""
+    dqs = [projection.dq for projection in group if projection.dq is not None]
+    if any(constant_of(value) is None for dq in dqs for value in dq.inputs[1:]):
+        return "the scales of its weights are no constants"
+    if any(_has_blocks(dq) and _along(dq) == 1 for dq in dqs):
+        return "its weights have blocks along N"
+    return "its weights have scales along K" if any(_along_k(dq) for dq in dqs) else ""
+
+
+def _splits_into_heads(projection: _Projection) -> bool:
+    """Whether the Reshape makes [B, N, H, d] of [B, N, H · d], or of the same rows in another shape if N is known."""
+    if len(projection.heads) != len(_TO_HEADS) - 1:
+        return False
+    tokens, heads, size = projection.heads
+    if not isinstance(heads, int) or not isinstance(size, int) or heads * size != projection.size[1]:
+        return False
+    reshape = projection.nodes[-2]
+    x, after = projection.matmul.inputs[0], reshape.outputs[0].shape
+    before = None if x is None else x.shape
+    if isinstance(tokens, int) or before is None or after is None:
+        return isinstance(tokens, int)
+    target = constant_of(reshape.inputs[1])
+    kept = target is not None and target[0] == 0 and not reshape.attributes.get_int("allowzero", 0)
+    named = tokens.value is not None and list(before)[:2] == list(after)[:2]
+    return len(before) == 3 and (kept or named)
 
 
 def _kind(projection: _Projection) -> tuple[object, ...]:
     dq = projection.dq
-    quantized = () if dq is None else (len(dq.inputs), dq.attributes.get_int("block_size", 0))
-    return (array_shape(projection.weight)[0], projection.weight.dtype, *quantized)
+    if dq is None:
+        return (projection.size[0], projection.weight.dtype)
+    types = [None if value is None else value.dtype for value in (*dq.inputs, *dq.outputs)]
+    return (projection.size[0], *types, dq.attributes.get_int("block_size", 0))
+
+
+def _along(dq: ir.Node) -> int:
+    return dq.attributes.get_int("axis", 1) % 2
+
+
+def _has_blocks(dq: ir.Node) -> bool:
+    return dq.attributes.get_int("block_size", 0) > 0
 
 
 def _along_k(dq: ir.Node) -> bool:
-    scale = scale_of(dq)
-    per_channel = scale is None or scale.size > 1
-    return per_channel and not dq.attributes.get_int("block_size", 0) and dq.attributes.get_int("axis", 1) % 2 == 0
+    scale = constant_of(dq.inputs[1])
+    return scale is not None and scale.size > 1 and not _has_blocks(dq) and _along(dq) == 0
 
 
 def _merge(group: Sequence[_Projection], inserter: Inserter) -> None:
     graph = inserter.graph
     order = {node: index for index, node in enumerate(graph)}
-    before = min((node for projection in group for node in projection.nodes), key=order.__getitem__)
-    module = group[0].transpose.metadata_props.get(MODULE_KEY, "")
-    merging = _Merging(inserter, before, module, _common(group))
-    x = group[0].matmul.inputs[0]
+    first = min((projection.matmul for projection in group), key=order.__getitem__)
+    x = first.inputs[0]
     assert x is not None
-    merged = merging.add("MatMul", x, merging.weight(group))
+    module = group[0].transpose.metadata_props.get(MODULE_KEY, "")
+    merging = _Merging(inserter, first, module, _common(group))
+    merged = merging.add("MatMul", x, merging.weight(group), shape=_merged_shape(x, group))
     if any(projection.bias is not None for projection in group):
-        merged = merging.add("Add", merged, merging.bias(group))
-    parts = list(merging.heads(merged, group[0].heads, len(group)))
+        merged = merging.add("Add", merged, merging.bias(group), shape=merged.shape)
+    parts = list(merging.heads(merged, group))
     for projection, part in zip(group, parts, strict=True):
         part.shape = projection.transpose.outputs[0].shape
         dqs = [node for value in projection.matmul.inputs if (node := _dq_of(value)) is not None]
         inserter.replace(projection.transpose, part)
         for node in (*reversed(projection.nodes[:-1]), *dqs):
-            if not node.outputs[0].uses():
+            if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
                 graph.remove(node, safe=True)
+
+
+def _merged_shape(x: ir.Value, group: Sequence[_Projection]) -> ir.Shape | None:
+    width = sum(projection.size[1] for projection in group)
+    return None if x.shape is None else ir.Shape([*list(x.shape)[:-1], width])
 
 
 def _dq_of(value: ir.Value | None) -> ir.Node | None:
@@ -192,6 +233,8 @@ def _dq_of(value: ir.Value | None) -> ir.Node | None:
 def _common(group: Sequence[_Projection]) -> str:
     """`layers.0.attention.q_proj+k_proj+v_proj`: the modules whose GEMM it is."""
     names = [projection.matmul.metadata_props.get(MODULE_KEY, "") for projection in group]
+    if not any(names):
+        return ""
     stem = names[0].rpartition(".")[0]
     if any(name.rpartition(".")[0] != stem for name in names):
         return "+".join(names)
@@ -222,29 +265,28 @@ class _Merging:
             inputs,
             dtype=dq.outputs[0].dtype or ir.DataType.FLOAT,
             module=self.linear,
-            attributes={"axis": dq.attributes.get_int("axis", 1), "block_size": block} if block else {"axis": 1},
+            attributes={"axis": _along(dq), "block_size": block} if block else {"axis": 1},
             before=self.before,
             shape=weight.shape,
         )
 
     def bias(self, group: Sequence[_Projection]) -> ir.Value:
-        like = next(projection.bias for projection in group if projection.bias is not None)
-        zeros = [np.zeros(array_shape(projection.weight)[1], array_of(like).dtype) for projection in group]
+        arrays = [None if projection.bias is None else array_of(projection.bias) for projection in group]
+        dtype = next(array.dtype for array in arrays if array is not None)
         parts = [
-            zero if projection.bias is None else array_of(projection.bias)
-            for projection, zero in zip(group, zeros, strict=True)
+            np.broadcast_to(np.zeros((), dtype) if array is None else array, projection.size[1:])
+            for projection, array in zip(group, arrays, strict=True)
         ]
         return self.together("bias", parts)
 
-    def heads(self, merged: ir.Value, heads: Sequence[int | ir.SymbolicDim], count: int) -> Iterator[ir.Value]:
+    def heads(self, merged: ir.Value, group: Sequence[_Projection]) -> Iterator[ir.Value]:
         """Take [B, N, count · H · d] apart into `count` of [B, H, N, d]."""
-        tokens, *size = heads
-        fixed = isinstance(tokens, int)
+        tokens, *size = group[0].heads
+        count, fixed = len(group), isinstance(tokens, int)
         dims = [-1 if fixed else 0, tokens if fixed else 0, count, *size]
         packed = self.add("Reshape", merged, self.integers("heads", dims), module=self.module)
         packed = self.add("Transpose", packed, perm=[2, 0, 3, 1, 4], module=self.module)
-        batch = None if merged.shape is None else merged.shape[0]
-        packed.shape = ir.Shape([count, batch, size[0], tokens, size[1]])
+        packed.shape = ir.Shape([count, *(group[0].transpose.outputs[0].shape or ())])
         axis = self.integers("", [0])
         for index in range(count):
             ends = (self.integers("", [index]), self.integers("", [index + 1]))
@@ -270,10 +312,14 @@ class _Merging:
         )
 
     def add(
-        self, op_type: str, *inputs: ir.Value, perm: list[int] | None = None, module: str | None = None
+        self,
+        op_type: str,
+        *inputs: ir.Value,
+        perm: list[int] | None = None,
+        module: str | None = None,
+        shape: ir.Shape | None = None,
     ) -> ir.Value:
-        dtype = inputs[0].dtype
-        assert dtype is not None
+        dtype = next(value.dtype for value in inputs if value.dtype is not None)
         return self.inserter.node(
             op_type,
             inputs,
@@ -281,13 +327,13 @@ class _Merging:
             module=self.linear if module is None else module,
             attributes=None if perm is None else {"perm": perm},
             before=self.before,
+            shape=shape,
         )
 
 
 def _per_channel(projection: _Projection, index: int) -> npt.NDArray[np.generic]:
     """A scale or zero-point of a weight [K, n], one for each of its n channels (and each block of K)."""
     assert projection.dq is not None
-    value = projection.dq.inputs[index]
-    assert value is not None
-    array = array_of(value)
-    return array if array.ndim else np.full(array_shape(projection.weight)[1], array)
+    array = constant_of(projection.dq.inputs[index])
+    assert array is not None
+    return np.full(projection.size[1], array.item(), array.dtype) if array.size == 1 and array.ndim < 2 else array

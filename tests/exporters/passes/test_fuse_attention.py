@@ -13,6 +13,7 @@ from exporters.attention_mask import LOWEST
 from exporters.linears import array_of
 from exporters.module_names import MODULE_KEY
 from exporters.passes.fuse_attention import FuseAttention
+from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.outcome import LeftAlone
 
 Array = npt.NDArray[np.float32]
@@ -636,3 +637,16 @@ def test_an_operator_whose_mask_leaves_a_query_no_key_stays() -> None:
     model = ir.from_onnx_text(operator(NO_KEY.replace("LOW", "-inf")))
     outcome = FuseAttention()(model)
     assert outcome.left_alone == (LeftAlone("mix", "its mask leaves some query no key"),)
+
+
+def test_fuses_below_opset_23_what_is_lowered_again_and_not_what_was(run: Run) -> None:
+    """Within 2e-6."""
+    model = ir.from_onnx_text(FORMS["windows"].replace('"": 23', '"": 21'))
+    inputs = random_inputs(model)
+    before = run(model, **inputs)
+    assert FuseAttention(lowered=True)(model).changed == 1
+    LowerAttention()(model)
+    assert np.abs(run(model, **inputs) - before).max() <= 2e-6
+    lowered = ir.to_proto(model)
+    assert FuseAttention(lowered=True)(model).changed == 0
+    assert ir.to_proto(model) == lowered
