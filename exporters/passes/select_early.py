@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from exporters.linears import QDQ, array_shape, trace_back
+from exporters.linears import QDQ, array_of, array_shape, trace_back
 from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Outcome
@@ -43,11 +43,29 @@ class SelectEarly:
 
 
 def _selects_one_row(node: ir.Node) -> bool:
-    x = node.inputs[0] if node.op_type == "Gather" and not node.domain else None
-    index = None if x is None else ir.convenience.get_const_tensor(node.inputs[1])  # type: ignore[arg-type]
-    if x is None or x.shape is None or index is None or len(index.shape) != 0:
+    if node.op_type != "Gather" or node.domain or node.inputs[0] is None or node.inputs[0].shape is None:
         return False
-    return 0 < node.attributes.get_int("axis", 0) < len(x.shape) - 1
+    index = node.inputs[1]
+    scalar = index is not None and _is_constant(index) and array_shape(index) == ()
+    return scalar and 0 < _axis(node) < len(node.inputs[0].shape) - 1
+
+
+def _axis(gather: ir.Node) -> int:
+    """The axis that it selects along, counted from the front."""
+    axis = gather.attributes.get_int("axis", 0)
+    x = gather.inputs[0]
+    return axis + len(x.shape) if axis < 0 and x is not None and x.shape is not None else axis
+
+
+def _row(gather: ir.Node) -> tuple[int, int]:
+    """Its axis and its index there."""
+    index = gather.inputs[1]
+    assert index is not None
+    return _axis(gather), int(array_of(index).item())
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return value.is_initializer() and not value.is_graph_input()
 
 
 def _node_that_works_on_each_row(gather: ir.Node) -> ir.Node | None:
@@ -56,56 +74,70 @@ def _node_that_works_on_each_row(gather: ir.Node) -> ir.Node | None:
     node = None if x is None else x.producer()
     if x is None or node is None or node.domain or len(x.uses()) != 1 or x.is_graph_output() or x.shape is None:
         return None
-    rank = len(x.shape)
-    rest = [value for value in node.inputs if value is not None and value not in _rows_of(node, rank)]
-    if any(not value.is_initializer() or len(array_shape(value)) > 1 for value in rest if node.op_type != "MatMul"):
+    if any(output.uses() or output.is_graph_output() for output in node.outputs if output is not x):
         return None
-    if node.op_type in _EACH_ELEMENT:
-        return node if len(rest) < len(node.inputs) else None
-    if node.op_type in _EACH_ROW:
-        return node if node.attributes.get_int("axis", -1) in (-1, rank - 1) else None
+    rows = _rows_of(node)
+    same = all(_has_rows_of(value, x, _axis(gather), alone=len(rows) == 1) for value in rows)
+    return node if rows and same and _works_on_each_row(node, len(x.shape)) else None
+
+
+def _works_on_each_row(node: ir.Node, rank: int) -> bool:
+    """Whether nothing in `node`, whose output has `rank` axes, mixes rows or tells them apart."""
     if node.op_type == "MatMul":
         weight, _ = trace_back(node.inputs[1])
-        return node if weight is not None and weight.is_initializer() and len(array_shape(weight)) == 2 else None
-    return None
+        return weight is not None and _is_constant(weight) and len(array_shape(weight)) == 2
+    if node.op_type in _EACH_ROW and node.attributes.get_int("axis", -1) not in (-1, rank - 1):
+        return False
+    axes = 0 if node.op_type in QDQ else 1  # a scale for each channel would have to follow its axis
+    constants = [value for value in node.inputs if value is not None and value not in _rows_of(node)]
+    return node.op_type in _EACH_ELEMENT | _EACH_ROW and all(
+        _is_constant(value) and len(array_shape(value)) <= axes for value in constants
+    )
 
 
-def _rows_of(node: ir.Node, rank: int) -> list[ir.Value]:
+def _rows_of(node: ir.Node) -> list[ir.Value]:
     """The inputs whose rows are the rows of the output."""
-    candidates = node.inputs[:1] if node.op_type in _EACH_ROW or node.op_type == "MatMul" else node.inputs
-    return [
-        value
-        for value in candidates
-        if value is not None and not value.is_initializer() and value.shape is not None and len(value.shape) == rank
-    ]
+    first_only = node.op_type in _EACH_ROW | QDQ | {"MatMul", "Clip"}
+    candidates = node.inputs[:1] if first_only else node.inputs
+    return [value for value in dict.fromkeys(candidates) if value is not None and not _is_constant(value)]
+
+
+def _has_rows_of(value: ir.Value, x: ir.Value, axis: int, *, alone: bool) -> bool:
+    """Whether `value` has the rows of the result `x`, none of them broadcast; one that is `alone` cannot be."""
+    if value.shape is None or value.dtype is None or x.shape is None or len(value.shape) != len(x.shape):
+        return False
+    length = x.shape[axis]
+    known = isinstance(length, int) or length.value is not None
+    return alone or (known and value.shape[axis] == length)
 
 
 def _move(gather: ir.Node, above: ir.Node, inserter: Inserter) -> list[ir.Node]:
     """Select in the inputs of `above` instead of in its output; return the new selections."""
-    axis = gather.attributes.get_int("axis", 0)
-    selected = gather.outputs[0]
-    output = above.outputs[0]
-    rank = len(output.shape or ())
+    selected, output = gather.outputs[0], above.outputs[0]
     moved: list[ir.Node] = []
-    for value in dict.fromkeys(_rows_of(above, rank)):
-        node = _selection(value, gather, axis, above, inserter)
+    for value in _rows_of(above):
+        node = _selection(value, gather, above, inserter)
         for index, read in enumerate(above.inputs):
             if read is value:
                 above.replace_input_with(index, node.outputs[0])
         moved.append(node)
+    if above.op_type in _EACH_ROW:
+        above.attributes["axis"] = ir.AttrInt64("axis", -1)
     output.shape = selected.shape
     inserter.replace(gather, output)
     return moved
 
 
-def _selection(value: ir.Value, like: ir.Node, axis: int, before: ir.Node, inserter: Inserter) -> ir.Node:
+def _selection(value: ir.Value, like: ir.Node, before: ir.Node, inserter: Inserter) -> ir.Node:
     """The node that selects the same row of `value`: the one that is there already, or a new one."""
-    for user, _ in value.uses():
-        if user.op_type == "Gather" and user.inputs[1] is like.inputs[1] and user.attributes.get_int("axis", 0) == axis:
-            producer = value.producer()
-            if producer is not None:
-                inserter.graph.remove(user)
-                inserter.graph.insert_after(producer, user)
+    graph, producer = inserter.graph, value.producer()
+    for user, index in value.uses():
+        if index == 0 and _selects_one_row(user) and _row(user) == _row(like):
+            graph.remove(user)
+            if producer is None:
+                graph.insert_before(graph[0], user)
+            else:
+                graph.insert_after(producer, user)
             return user
     assert value.dtype is not None
     assert value.shape is not None
@@ -114,9 +146,9 @@ def _selection(value: ir.Value, like: ir.Node, axis: int, before: ir.Node, inser
         [value, like.inputs[1]],  # type: ignore[list-item]
         dtype=value.dtype,
         module=before.metadata_props.get(MODULE_KEY, ""),
-        attributes={"axis": axis},
+        attributes={"axis": _axis(like)},
         before=before,
-        shape=ir.Shape([dim for index, dim in enumerate(value.shape) if index != axis]),
+        shape=ir.Shape([dim for index, dim in enumerate(value.shape) if index != _axis(like)]),
     )
     node = row.producer()
     assert node is not None
