@@ -257,8 +257,8 @@ def test_stops_at_scales_of_channels(axis: int, run: Run) -> None:
         replaced(ONE, ("o = OPERATOR", "o, a = LayerNormalization(m, each)"), ("[N,4] y)", "[N,4] y, float[N,5,1] a)")),
     ],
     ids=[
-        "an output", "read by others", "an index with an axis", "the batch", "the last axis", "an index that is an input",
-        "its mean is an output",
+        "an output", "read by others", "an index with an axis", "the batch", "the last axis",
+        "an index that is an input", "its mean is an output",
     ],
 )  # fmt: skip
 def test_stays_where_it_is(text: str) -> None:

@@ -1,0 +1,93 @@
+"""What a placement leaves in high precision, and why: NVIDIA's documentation and Model Optimizer's ONNX heuristics.
+
+| what | rule |
+|---|---|
+| linear layers | K and N are 16 at least, and they multiply more than one row |
+| convolutions | 16 channels in and out at least; fewer of one where the other, or the image, makes up for it |
+| grouped convolutions | 16 channels a group; fewer where kernels are 3 wide and the outputs a multiple of 8 |
+| 4-bit weights | K and N are 16 at least, and K is a multiple of a block |
+| INT8 attention | head size 16, 32 or 64, at most 512 tokens (TensorRT, fused attention) |
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from exporters.linears import Linear, array_shape
+
+SMALLEST = 16  # of K and N
+BLOCKS = (128, 64)
+_HEAD_SIZES = (16, 32, 64)
+_TOKENS = 512
+
+
+def too_small(linear: Linear) -> str:
+    """Why a layer is not worth quantizing to INT8; "" if it is."""
+    if linear.kind == "conv":
+        return _conv_too_small(linear)
+    for letter, length in (("K", linear.k), ("N", linear.n)):
+        if length < SMALLEST:
+            return f"{letter} = {length} is below {SMALLEST}: slower in INT8"
+    shape = activation(linear).shape
+    rows = [] if shape is None else list(shape)
+    if rows:  # [.., rows, K], or [.., K, rows] where the weight stands on the left
+        del rows[-1 if linear.activation_input == 0 else -2]
+    return "it multiplies a single row: slower in INT8" if rows and all(row == 1 for row in rows) else ""
+
+
+def _conv_too_small(linear: Linear) -> str:
+    stored = array_shape(linear.weight)
+    kernel = stored[2:]
+    outputs = linear.n
+    inputs = stored[linear.k_axis] * (linear.group if linear.node.op_type == "Conv" else 1)
+    if min(outputs, inputs) // linear.group >= SMALLEST:
+        return ""
+    if linear.group > 1:
+        few = outputs % 8 != 0 or min(kernel) < 3
+        return "a grouped convolution with few channels or a small kernel: slower in INT8" if few else ""
+    first = activation(linear).is_graph_input()
+    fits = (outputs % 8 == 0 or inputs % 8 == 0) and (first or max(outputs, inputs) >= SMALLEST)
+    return "" if fits and len(set(kernel)) == 1 else f"a convolution of {inputs} to {outputs} channels: slower in INT8"
+
+
+def no_block(linear: Linear) -> str:
+    """Why a layer gets no 4-bit weight; "" if it does."""
+    if linear.kind == "conv":
+        return "4-bit weights are for linear layers"
+    if linear.input_q is not None:
+        return "its input is quantized, and no GEMM multiplies INT8 by INT4"
+    if linear.k < SMALLEST or linear.n < SMALLEST:
+        return f"K or N is below {SMALLEST}"
+    return "" if block_of(linear) else f"K = {linear.k} is no multiple of {BLOCKS[-1]}"
+
+
+def block_of(linear: Linear) -> int:
+    """The largest block that K is a multiple of; 0 if there is none."""
+    return next((block for block in BLOCKS if linear.k % block == 0), 0)
+
+
+def no_int8_attention(q: ir.Value, v: ir.Value) -> str:
+    """Why no INT8 kernel computes an attention of these q and v in one; "" if one does."""
+    queries, size = _last_two(q)
+    keys, v_size = _last_two(v)
+    for length in (size, v_size):
+        if length not in _HEAD_SIZES:
+            return f"head size {length} is none of {', '.join(map(str, _HEAD_SIZES))}: no INT8 kernel"
+    for tokens in (queries, keys):
+        if not isinstance(tokens, int):
+            return f"its number of tokens is not known: an INT8 kernel takes at most {_TOKENS}"
+        if tokens > _TOKENS:
+            return f"{tokens} tokens are more than {_TOKENS}: no INT8 kernel"
+    return ""
+
+
+def _last_two(value: ir.Value) -> tuple[int | ir.SymbolicDim | None, int | ir.SymbolicDim | None]:
+    shape = [] if value.shape is None else list(value.shape)
+    return (shape[-2], shape[-1]) if len(shape) > 1 else (None, None)
+
+
+def activation(linear: Linear) -> ir.Value:
+    """What a layer multiplies by its weight."""
+    value = linear.node.inputs[linear.activation_input]
+    assert value is not None
+    return value
