@@ -3,8 +3,8 @@
     Shape(x), x [batch, 257, 384]                             →  (batch, 257, 384)
     Concat(Unsqueeze(Gather(Shape(x), 0)), [−1, 6, 64])       →  (batch, −1, 6, 64)
 
-An element is an int, or the name of a size that is known only at run time; what is computed of such a name gets a
-name of its own.
+An element is an int, or the name of a size that is known only at run time. A sum or a product of such names is a
+formula, as in the shapes that exporters write; anything else that is computed of them gets a name of its own.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class KnownSizes:
             self._known[node.outputs[0]] = found
 
     def dims(self, value: ir.Value | None) -> list[Size] | None:
-        """The sizes of a tensor; a nameless one gets a name."""
+        """The sizes of a tensor; a nameless one gets a name, and a formula has its terms in one order."""
         if value is None or value.shape is None:
             return None
-        return [dim if isinstance(dim, int) else dim.value or self.unknown() for dim in value.shape]
+        return [dim if isinstance(dim, int) else _name(dim) or self.unknown() for dim in value.shape]
 
     def unknown(self) -> str:
         """A name that nothing else has."""
@@ -79,6 +79,16 @@ def remaining(dims: Sequence[Size], others: Sequence[Size]) -> Size | None:
     if not left:
         return whole // part
     return left[0][0] if whole == part and left == [(left[0][0], 1)] else None
+
+
+def _name(dim: ir.SymbolicDim) -> str | None:
+    """The name of a size: `past + new` where exporters wrote `new + past`."""
+    if dim.value is None or dim.value.isidentifier():
+        return dim.value
+    try:
+        return (dim + 0).value
+    except ValueError:  # no formula
+        return dim.value
 
 
 def _shape(known: KnownSizes, node: ir.Node) -> Sizes | None:
@@ -152,9 +162,21 @@ def _arithmetic(compute: Callable[[int, int], int | None], neutral: int) -> Call
     def rule(a: Size, b: Size) -> Size | None:
         if isinstance(a, int) and isinstance(b, int):
             return compute(a, b)
-        return a if b == neutral else None
+        return a if b == neutral else _formula(compute, a, b)
 
     return rule
+
+
+def _formula(compute: Callable[[Any, Any], Any], a: Size, b: Size) -> str | None:
+    """The name of a sum or a product, as exporters name such a size; None for what may be negative."""
+    if compute not in (operator.add, operator.mul) or any(isinstance(size, int) and size < 0 for size in (a, b)):
+        return None
+    first, second = (size if isinstance(size, int) else ir.SymbolicDim(size) for size in (a, b))
+    try:
+        found: str | None = compute(first, second).value
+    except ValueError:  # a name that is no formula
+        return None
+    return found
 
 
 def _divide(a: int, b: int) -> int | None:

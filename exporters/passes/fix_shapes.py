@@ -3,7 +3,8 @@
     x [batch, 257, 384] ─► Shape ─► Gather, Unsqueeze, Concat ─► Reshape(x, ·)      →      Reshape(x, [−1, 257, 6, 64])
 
 Exporters that traced a model write every size as a computation on Shape; later passes then cannot see that a Reshape
-splits heads. A size of the batch stays open: −1 where it is the only one, else 0, which copies it.
+splits heads. A size of the batch stays open: −1 where it is the only one, else 0, which copies it. In an Expand a size
+that the input has already is 1.
 """
 
 from __future__ import annotations
@@ -42,15 +43,19 @@ class FixShapes:
 
 
 def _fix(node: ir.Node, known: KnownSizes, inserter: Inserter) -> bool:
-    """Tell the output's shape of a Reshape or Expand, and give a Reshape its sizes as a constant."""
+    """Tell the output's shape of a Reshape or Expand, and give it its sizes as a constant."""
     dims, wanted, output = known.dims(node.inputs[0]), known.of(node.inputs[1]), node.outputs[0]
-    if dims is None or wanted is None or node.attributes.get_int("allowzero", False):
+    means_zero = node.attributes.get_int("allowzero", False)
+    if dims is None or wanted is None or (means_zero and 0 in wanted.tolist()):
         return False
-    sizes = _expanded(dims, wanted.tolist()) if node.op_type == "Expand" else _resolved(dims, wanted.tolist())
+    expands = node.op_type == "Expand"
+    sizes = (_expanded if expands else _resolved)(dims, wanted.tolist())
     output.shape = ir.Shape(None if size is None or _is_unnamed(size) else size for size in sizes)
-    fixed = _as_constant(dims, sizes)
-    if node.op_type == "Expand" or fixed is None or constant_of(node.inputs[1]) is not None:
+    fixed = _widening(dims, wanted.tolist()) if expands else _as_constant(dims, sizes)
+    if fixed is None or constant_of(node.inputs[1]) is not None:
         return False
+    if means_zero and 0 in fixed:
+        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
     node.replace_input_with(1, inserter.initializer(f"{output.name}_sizes", np.asarray(fixed, np.int64)))
     return True
 
@@ -75,6 +80,14 @@ def _as_constant(dims: Sequence[Size], sizes: Sequence[Size | None]) -> list[int
         return [size if isinstance(size, int) else -1 for size in sizes]
     copied = [0 if axis < len(dims) and size == dims[axis] else size for axis, size in enumerate(sizes)]
     return [size if isinstance(size, int) else -1 for size in copied] if _open(copied) <= 1 else None
+
+
+def _widening(dims: Sequence[Size], wanted: Sequence[Size]) -> list[int] | None:
+    """The sizes of an Expand as integers, 1 for one that the input has already; None where one has to be computed."""
+    there = [None] * (len(wanted) - len(dims)) + list(dims[max(len(dims) - len(wanted), 0) :])
+    fixed = [1 if size == dim else size for size, dim in zip(wanted, there, strict=True)]
+    integers = [size for size in fixed if isinstance(size, int)]
+    return integers if len(integers) == len(fixed) else None
 
 
 def _open(sizes: Sequence[Size | None]) -> int:

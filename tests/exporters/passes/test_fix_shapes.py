@@ -132,3 +132,59 @@ def test_a_second_run_changes_nothing(nodes: str, tokens: str) -> None:
     before = ir.to_proto(model)
     assert FixShapes()(model).changed == 0
     assert ir.to_proto(model) == before
+
+
+# The keys of a cache, repeated for the heads that share them; torch writes `allowzero` and the sum in either order.
+REPEATED = """
+    <ir_version: 10, opset_import: ["": 23]>
+    g (float[batch,2,past,4] c, float[batch,2,new,4] x) => (float[A,B,C,D] y)
+    <int64[1] zero = {{0}}, int64[1] axis = {{2}}, int64[1] two = {{2}}, int64[1] three = {{3}}, int64[1] four = {{4}},
+     int64[1] {more}>
+    {{
+        k = Concat<axis=2>(c, x)
+        b = Shape<start=0, end=1>(c)
+        p = Shape<start=2, end=3>(c)
+        n = Shape<start=2, end=3>(x)
+        total = Add({first}, {second})
+        u = Unsqueeze(k, axis)
+        wide = Concat<axis=0>(b, two, three, total, four)
+        e = Expand(u, wide)
+        joined = Concat<axis=0>(b, {heads}, total, four)
+        y = Reshape<allowzero=1>(e, joined)
+    }}
+"""
+
+
+def repeated(*, swapped: bool = False, heads: int = 6) -> ir.Model:
+    first, second = ("n", "p") if swapped else ("p", "n")
+    text = REPEATED.format(first=first, second=second, heads="heads", more=f"heads = {{{heads}}}")
+    model = ir.from_onnx_text(text)
+    k = next(node for node in model.graph if node.op_type == "Concat").outputs[0]
+    k.type, k.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", 2, "past + new", 4])
+    return model
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_sum_of_sizes_is_the_size_that_a_shape_names(swapped: bool, run: Run) -> None:
+    model = repeated(swapped=swapped)
+    random = np.random.default_rng(0)
+    inputs = {"c": random.standard_normal((3, 2, 5, 4), np.float32), "x": np.ones((3, 2, 1, 4), np.float32)}
+    expected = run(model, **inputs)
+    FixShapes()(model)
+    assert op_types(model) == ["Concat", "Unsqueeze", "Expand", "Reshape"]
+    expand, reshape = list(model.graph)[2:]
+    assert [node.inputs[1].const_value.numpy().tolist() for node in (expand, reshape)] == [  # type: ignore[union-attr]
+        [1, 1, 3, 1, 1],
+        [0, 6, -1, 4],
+    ]
+    assert reshape.attributes.get_int("allowzero", 0) == 0
+    assert np.array_equal(run(model, **inputs), expected)
+
+
+def test_a_zero_that_means_zero_stays_computed() -> None:
+    model = repeated(heads=0)
+    FixShapes()(model)
+    (reshape,) = [node for node in model.graph if node.op_type == "Reshape"]
+    assert reshape.attributes.get_int("allowzero", 0) == 1
+    assert reshape.inputs[1] is not None
+    assert reshape.inputs[1].producer() is not None
