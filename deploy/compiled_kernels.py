@@ -10,7 +10,7 @@ TensorRT-RTX ends its verbose log with one message that begins `Layers:` and has
 | gemm | gemm |
 | correlation, convolution, deconv | convolution |
 | runtime_fusion | fused-gemm: a GEMM with its epilogue |
-| kgen `_gemm_mha…`, runtime_function | attention, fused |
+| kgen `_gemm_mha…` or `_gemv_mha…` (one query), runtime_function | attention, fused |
 | kgen | pointwise: arithmetic, reductions, data movement |
 | maxpool, avgpool | pooling |
 | signal, wait, shape_call | no kernel |
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from profiles.errors import GpusqError
 
+_ATTENTION = re.compile("_gem[mv]_mha")
 GEMM_KINDS = ("gemm", "fused-gemm", "convolution")
 _KINDS = {
     "gemm": "gemm",
@@ -139,7 +140,7 @@ def read_kernels(log: Sequence[str]) -> Iterator[CompiledKernel]:
         match = _LAYER.match(line)
         if match is None or match["type"] in _NO_KERNELS:
             continue
-        kind = "attention" if "_gemm_mha" in match["name"] else _KINDS.get(match["type"], "other")
+        kind = "attention" if _ATTENTION.search(match["name"]) else _KINDS.get(match["type"], "other")
         inputs, constants, outputs = (tuple(_tensors(match[key])) for key in ("inputs", "constants", "outputs"))
         yield CompiledKernel(match["name"], kind, inputs, constants, outputs, tuple(_NODE.findall(match["meta"])))
 
