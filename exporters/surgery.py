@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporters.passes.annotate_sparsity import AnnotateSparsity
+from exporters.passes.clamp_masks import ClampMasks
 from exporters.passes.fix_shapes import FixShapes
 from exporters.passes.fold_batch_norm import FoldBatchNorm
 from exporters.passes.fold_constants import FoldConstants
@@ -24,7 +25,9 @@ from exporters.passes.fuse_layer_norm import FuseLayerNorm
 from exporters.passes.fuse_rms_norm import FuseRmsNorm
 from exporters.passes.fuse_silu import FuseSilu
 from exporters.passes.lower_attention import LowerAttention
+from exporters.passes.lower_einsum import LowerEinsum
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
+from exporters.passes.merge_grouped_projections import MergeGroupedProjections
 from exporters.passes.merge_projections import MergeProjections
 from exporters.passes.outcome import Outcome, Pass
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
@@ -34,6 +37,7 @@ from exporters.passes.repair_qdq import RepairQdq
 from exporters.passes.repair_sparsity import RepairSparsity
 from exporters.passes.select_early import SelectEarly
 from exporters.passes.set_opset import SetOpset
+from exporters.passes.share_key_heads import ShareKeyHeads
 from exporters.passes.split_packed import SplitPacked
 from exporters.passes.type_float16 import TypeFloat16
 from exporters.placement import Placement, places
@@ -79,12 +83,13 @@ def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
         FuseRmsNorm(target.device.onnx.opset),
         FuseGelu(),
         FuseSilu(),
+        LowerEinsum(),
         FuseAttention(lowered=target.attention == "matmul"),
         MergeProjections(),
+        MergeGroupedProjections(),
         SelectEarly(),
     ]
-    if target.attention == "matmul":
-        passes.append(LowerAttention())
+    passes.append(LowerAttention() if target.attention == "matmul" else ShareKeyHeads())
     if target.repair_sparsity:
         passes.append(RepairSparsity())
     if places(target.placement):
@@ -95,7 +100,7 @@ def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
         ]
     passes += [SplitPacked(), FoldConstants()]  # the latter tells the shapes of what is new
     if target.float_type == "float16":
-        passes.append(TypeFloat16())
+        passes += [ClampMasks(), TypeFloat16()]
     passes.append(AnnotateSparsity(target.device.sparse))
     passes.append(SetOpset(target.device.onnx.opset))
     return passes
