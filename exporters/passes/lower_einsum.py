@@ -34,7 +34,8 @@ class LowerEinsum:
         """Write them so; any other Einsum is left alone with the reason."""
         inserter, changed, left = Inserter(model.graph), 0, []
         for node in [node for node in model.graph if node.op_type == "Einsum" and not node.domain]:
-            product = _product(node.attributes["equation"].as_string())
+            typed = all(value is not None and value.dtype is not None for value in node.inputs)
+            product = _product(node.attributes["equation"].as_string()) if typed else "its types are not known"
             if isinstance(product, str):
                 left.append(LeftAlone(node.metadata_props.get(MODULE_KEY) or node.name or "", product))
                 continue
@@ -114,7 +115,7 @@ def _write(product: _Product, node: ir.Node, inserter: Inserter) -> None:
         made = put_in_place(inserter, node, "MatMul", operands)
         made.shape = made.shape or _shape(product.made, sizes)
         return
-    dtype, module = node.outputs[0].dtype or values[0].dtype, node.metadata_props.get(MODULE_KEY, "")
+    dtype, module = values[0].dtype, node.metadata_props.get(MODULE_KEY, "")
     assert dtype is not None
     made = inserter.node("MatMul", operands, dtype=dtype, module=module, before=node, shape=_shape(product.made, sizes))
     out = put_in_place(inserter, node, "Transpose", [made], {"perm": _perm(product.made, product.output)})

@@ -101,6 +101,12 @@ def test_an_ellipsis_and_a_single_operand_stay() -> None:
     assert [left.why for left in outcome.left_alone] == ["it has an ellipsis, or not two operands"] * 2
 
 
+def test_operands_without_a_type_stay() -> None:
+    model = product("bid,dn->bin")
+    model.graph.inputs[1].type = None
+    assert [left.why for left in LowerEinsum()(model).left_alone] == ["its types are not known"]
+
+
 def test_the_order_of_an_output_that_is_not_given_is_that_of_the_alphabet(run: Run) -> None:
     model = product("jd,id->ij")
     model.graph[0].attributes["equation"] = ir.AttrString("equation", "jd,id")
