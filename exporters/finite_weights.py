@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-_SLICE = 1 << 22
+from exporters.derived_tensor import release
+from exporters.slices import flat_slices
 
 
 def not_finite(graph: ir.Graph) -> Iterator[str]:
@@ -23,15 +24,15 @@ def not_finite(graph: ir.Graph) -> Iterator[str]:
         tensor = value.const_value
         if tensor is None or not tensor.dtype.is_floating_point():
             continue
-        if trouble := _trouble(np.asarray(tensor.numpy())):
+        trouble = _trouble(np.asarray(tensor.numpy()))
+        release(tensor)
+        if trouble:
             yield f"initializer {name!r} holds {trouble}"
 
 
 def _trouble(array: npt.NDArray[Any]) -> str:
-    flat = array.reshape(-1)
     infinite, weight = False, False
-    for start in range(0, flat.size, _SLICE):
-        part = flat[start : start + _SLICE]
+    for part in flat_slices(array):
         finite = _is_finite(part)
         if not finite.all():
             if np.isnan(part[~finite].astype(np.float64)).any():

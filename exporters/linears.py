@@ -15,7 +15,6 @@ all of these and reads no values.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -238,13 +237,6 @@ def array_of(value: ir.Value) -> npt.NDArray[np.generic]:
     """The constant's values."""
     assert value.const_value is not None
     return np.asarray(value.const_value.numpy())
-
-
-def release(value: ir.Value) -> None:
-    """Unmap a constant's values where they lie in a file; they are mapped again when they are read again."""
-    if isinstance(value.const_value, ir.ExternalTensor):
-        with contextlib.suppress(BufferError):  # someone still holds the array
-            value.const_value.release()
 
 
 def array_shape(value: ir.Value) -> tuple[int, ...]:

@@ -68,12 +68,14 @@ def bad_scale(node: ir.Node) -> str:
 
 
 def _fits(node: ir.Node, scale: Array) -> bool:
-    values, zero = constant_of(input_at(node, 0)), constant_of(input_at(node, 2))
+    x = input_at(node, 0)
+    values, zero = None if x is None else ir.convenience.get_const_tensor(x), constant_of(input_at(node, 2))
     if values is None:
         return True
+    shape = tuple(values.shape.numpy())
     try:
-        spread(scale, node, values.shape)
-        return zero is None or spread(zero, node, values.shape) is not None
+        spread(scale, node, shape)
+        return zero is None or spread(zero, node, shape) is not None
     except ValueError:
         return False
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from exporters.slices import cuts
 from profiles.errors import GpusqError
 
 INPUT, OUTPUT = "input", "output"
@@ -84,6 +85,26 @@ class Quantizer:
         with np.errstate(over="ignore"):
             q = np.rint(values.astype(np.float32, copy=False) / scale) + zero
         return np.asarray(np.clip(q, self.low, self.high), np.int32)
+
+    def stored(self, values: npt.NDArray[np.floating], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Quantize `values`, the whole tensor, part by part: nothing else of its size is allocated than the result.
+
+        Returns the integers in `dtype`, of the same shape.
+        """
+        if values.ndim < 2:
+            return self.integers(values).astype(dtype)
+        result = np.empty(values.shape, dtype)
+        across = 1 if self.axis is not None and self.axis % values.ndim == 0 else 0
+        for cut in cuts(values.shape, across):
+            result[cut] = self._at(cut).integers(values[cut])
+        return result
+
+    def _at(self, cut: tuple[slice, ...]) -> Quantizer:
+        """The quantizer of a part of its tensor, cut along another axis than that of the scales."""
+        if self.block is None:
+            return self
+        shifts = self.zero_point[cut] if self.zero_point.ndim else self.zero_point
+        return replace(self, scale=self.scale[cut], zero_point=shifts)
 
     def real(self, integers: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
         """Dequantize `integers`; float32 of the same shape."""

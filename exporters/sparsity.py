@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from exporters.linears import Linear, release, type_name
+from exporters.derived_tensor import release
+from exporters.linears import Linear, type_name
 from exporters.passes.fold_quantized import quantized_type
 from exporters.qdq_scales import constant_of, input_at
 from exporters.zero_pattern import FOUR_BIT, FOUR_EIGHT, KEPT, TWO_FOUR, Census, Pattern, count_zeros
@@ -59,7 +60,7 @@ def sparsity_of(linear: Linear, rules: SparseKernels | None) -> Sparsity:
     """Judge the stored weight of a layer by the rules of a target; None where it has no sparse kernels."""
     kind = kernel_type(linear)
     pattern, census = _counted(linear, pattern_of(kind))
-    release(linear.weight)
+    release(linear.weight.const_value)
     if _shifted(linear):
         pattern, census = "dense", replace(census, groups=0, broken=0)
         reason, eligible = "its zero-point is not 0, so a stored 0 is no zero", False

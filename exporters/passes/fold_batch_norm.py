@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from exporters.derived_tensor import derived_tensor
 from exporters.linears import array_shape
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import LeftAlone, Outcome
@@ -114,14 +115,13 @@ def _scaled(layer: ir.Node, weight: ir.Value, scale: Array, inserter: Inserter) 
     shape = array_shape(weight)
     factors = _along_outputs(layer, scale, shape)
 
-    def compute() -> ir.TensorProtocol:
-        values = np.asarray(tensor.numpy())
+    def scaled(values: Array) -> Array:
         wide = np.promote_types(values.dtype, np.float32)
-        return ir.Tensor((values.astype(wide) * factors.astype(wide)).astype(values.dtype), name=weight.name)
+        return np.asarray((values.astype(wide) * factors.astype(wide)).astype(values.dtype))
 
     if len(weight.uses()) > 1:
-        return inserter.initializer(f"{weight.name}_folded", compute().numpy())
-    weight.const_value = ir.LazyTensor(compute, dtype=tensor.dtype, shape=ir.Shape(shape), name=weight.name)
+        return inserter.lazy_initializer(f"{weight.name}_folded", [weight], scaled, tensor.dtype, shape)
+    weight.const_value = derived_tensor([tensor], scaled, tensor.dtype, shape, weight.name)
     return weight
 
 

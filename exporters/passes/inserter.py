@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from exporters.derived_tensor import derived_tensor
 from exporters.module_names import MODULE_KEY
 
 Attributes = Mapping[str, int | float | str | Sequence[int]]
@@ -80,15 +82,18 @@ class Inserter:
         return value
 
     def lazy_initializer(
-        self, name: str, compute: Callable[[], npt.NDArray[np.generic]], dtype: ir.DataType, shape: ir.Shape
+        self,
+        name: str,
+        sources: Sequence[ir.Value],
+        compute: Callable[..., npt.NDArray[Any]],
+        dtype: ir.DataType,
+        shape: Sequence[int],
     ) -> ir.Value:
-        """Register a constant that is computed each time it is read, and never held."""
+        """Register a constant that `compute` makes of the constants `sources` each time it is read, and never held."""
         unique = self._unique(name)
-
-        def tensor() -> ir.TensorProtocol:
-            return ir.Tensor(compute(), dtype=dtype, name=unique)
-
-        value = ir.Value(name=unique, const_value=ir.LazyTensor(tensor, dtype, shape, name=unique), shape=shape)
+        tensors = [source.const_value for source in sources if source.const_value is not None]
+        tensor = derived_tensor(tensors, compute, dtype, shape, unique)
+        value = ir.Value(name=unique, const_value=tensor, shape=ir.Shape(shape))
         value.type = ir.TensorType(dtype)
         self.graph.register_initializer(value)
         return value

@@ -18,13 +18,13 @@ activation: no GEMM multiplies INT8 by INT4.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.linears import array_of
+from exporters.linears import array_of, array_shape
 from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter, drop_unused_initializers
 from exporters.passes.outcome import Outcome
@@ -43,12 +43,13 @@ class LowerFakeQuantize:
         graph = model.graph
         inserter = Inserter(graph)
         shared: dict[tuple[ir.Value, bytes, int, int], ir.Value] = {}
+        stored: dict[tuple[object, ...], ir.Value] = {}
         found = [node for node in graph if node.domain == DOMAIN and node.op_type == OPERATOR]
         for node in found:
             x = node.inputs[0]
             assert x is not None
             if x.is_initializer():
-                _lower_weight(inserter, node, x)
+                _lower_weight(inserter, node, x, stored)
             else:
                 _lower_activation(inserter, node, x, shared)
         drop_unused_initializers(graph)
@@ -56,34 +57,47 @@ class LowerFakeQuantize:
         return Outcome("lower fake quantizers", len(found))
 
 
-def _lower_weight(inserter: Inserter, node: ir.Node, x: ir.Value) -> None:
+def _lower_weight(inserter: Inserter, node: ir.Node, x: ir.Value, stored: dict[tuple[object, ...], ir.Value]) -> None:
     quantizer = _quantizer_of(node)
-    integers = quantizer.integers(np.asarray(array_of(x), np.float32))
     replaced, perm = _absorbed_transpose(node)
     axis = quantizer.axis
     scale = quantizer.scale
     if perm is not None:
-        integers = np.ascontiguousarray(integers.transpose(perm))
         axis = None if axis is None else perm.index(axis % len(perm))
         scale = np.ascontiguousarray(scale.transpose(perm)) if quantizer.block else scale
-    stored, kind = _stored(integers, quantizer, beside_quantized=_reads_quantized(replaced))
+    kind = _stored_type(quantizer, beside_quantized=_reads_quantized(replaced))
     name = _place(node, x.name or "weight")
+    key = (x, name, kind, tuple(perm or ()), quantizer.low, quantizer.high, scale.tobytes())
+    if key not in stored:
+        stored[key] = _integers(inserter, f"{name}_{kind.name.lower()}", x, quantizer, kind, perm)
     output = inserter.node(
         "DequantizeLinear",
         [
-            inserter.initializer(f"{name}_{kind}", stored),
+            stored[key],
             inserter.initializer(f"{name}_scale", scale),
-            inserter.initializer(f"{name}_zero_point", np.zeros(scale.shape, stored.dtype)),
+            inserter.initializer(f"{name}_zero_point", np.zeros(scale.shape, kind.numpy())),
         ],
         dtype=ir.DataType.FLOAT,
         module=node.metadata_props.get(MODULE_KEY, ""),
         attributes=_attributes(axis, quantizer.block),
         before=replaced,
-        shape=ir.Shape(stored.shape),
+        shape=stored[key].shape,
     )
     inserter.replace(replaced, output)
     if replaced is not node:
         inserter.graph.remove(node, safe=True)
+
+
+def _integers(
+    inserter: Inserter, name: str, x: ir.Value, quantizer: Quantizer, kind: ir.DataType, perm: list[int] | None
+) -> ir.Value:
+    """The integers of a weight as its DQ reads them, worked out when they are read."""
+    order = perm or list(range(len(array_shape(x))))
+
+    def integers(values: npt.NDArray[Any]) -> npt.NDArray[np.generic]:
+        return np.ascontiguousarray(quantizer.stored(values, kind.numpy()).transpose(order))
+
+    return inserter.lazy_initializer(name, [x], integers, kind, [array_shape(x)[index] for index in order])
 
 
 def _lower_activation(
@@ -167,12 +181,9 @@ def _reads_quantized(node: ir.Node) -> bool:
     return False
 
 
-def _stored(
-    integers: npt.NDArray[np.int32], quantizer: Quantizer, *, beside_quantized: bool
-) -> tuple[npt.NDArray[np.generic], str]:
-    if quantizer.low >= INT4[0] and quantizer.high <= INT4[1] and not beside_quantized:
-        return integers.astype(ml_dtypes.int4), "int4"
-    return integers.astype(np.int8), "int8"
+def _stored_type(quantizer: Quantizer, *, beside_quantized: bool) -> ir.DataType:
+    four_bits = quantizer.low >= INT4[0] and quantizer.high <= INT4[1] and not beside_quantized
+    return ir.DataType.INT4 if four_bits else ir.DataType.INT8
 
 
 def _attributes(axis: int | None, block: int | None) -> dict[str, int]:

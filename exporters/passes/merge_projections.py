@@ -302,13 +302,11 @@ class _Merging:
 
     def constant(self, name: str, parts: Sequence[ir.Value]) -> ir.Value:
         """The constants [K, n] side by side, put together when they are read."""
-        tensors = [part.const_value for part in parts if part.const_value is not None]
-        shape = ir.Shape([array_shape(parts[0])[0], sum(array_shape(part)[1] for part in parts)])
+        dtype = parts[0].dtype
+        assert dtype is not None
+        shape = [array_shape(parts[0])[0], sum(array_shape(part)[1] for part in parts)]
         return self.inserter.lazy_initializer(
-            f"{self.linear}.{name}",
-            lambda: np.concatenate([np.asarray(tensor.numpy()) for tensor in tensors], axis=1),
-            tensors[0].dtype,
-            shape,
+            f"{self.linear}.{name}", parts, lambda *arrays: np.concatenate(arrays, axis=1), dtype, shape
         )
 
     def add(

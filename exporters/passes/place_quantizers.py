@@ -23,11 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from exporters.derived_tensor import release
 from exporters.linears import Linear, find_linears
 from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter
@@ -115,19 +117,16 @@ class PlaceQuantizers:
         return Change(read.place, f"int8, scale {float(scale):.6g}, amax {amax[read]:.6g}{known}")
 
     def _quantize_weight(self, inserter: Inserter, linear: Linear) -> Change:
-        values = np.abs(np.asarray(linear.values, np.float32))
         axis: int | None
         if self.placement == "w4":
             axis, block, (low, high) = linear.k_axis, block_of(linear), INT4
-            split = np.moveaxis(values, axis, -1)
-            largest = np.moveaxis(split.reshape(*split.shape[:-1], -1, block).max(axis=-1), -1, axis)
         else:
             axis, block, (low, high) = linear.n_axis, 0, INT8
-            largest = values.max(axis=None if axis is None else _all_but(axis, values.ndim))
         place = f"{linear.module}.weight"
         shared = f"blocks of {block} along K" if block else "output channel" if axis is not None else "whole weight"
         reader, index = _own_reader(linear, inserter)
-        scale = self._scale(largest, high, place)
+        scale = self._scale(_amax(linear.values, axis, block), high, place)
+        release(linear.weight.const_value)
         quantized = self._insert(inserter, linear.weight, scale, reader, place, axis, block, low, high)
         reader.replace_input_with(index, quantized)
         return Change(place, f"int{4 if block else 8}, one scale for each {shared}")
@@ -203,8 +202,14 @@ def _copied(node: ir.Node, inserter: Inserter) -> ir.Value:
     )
 
 
-def _all_but(axis: int, rank: int) -> tuple[int, ...]:
-    return tuple(index for index in range(rank) if index != axis)
+def _amax(values: npt.NDArray[Any], axis: int | None, block: int) -> npt.NDArray[np.float32]:
+    """The largest magnitude of each channel along `axis`, or of each block along it, or of all values."""
+    if axis is not None and block:
+        values = values.reshape(*values.shape[:axis], -1, block, *values.shape[axis + 1 :])
+        over: tuple[int, ...] = (axis + 1,)
+    else:
+        over = tuple(index for index in range(values.ndim) if index != axis)
+    return np.asarray(np.maximum(values.max(axis=over), -values.min(axis=over)), np.float32)
 
 
 def _is_quantized(read: Read) -> bool:

@@ -18,15 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.linears import QDQ, array_of, trace_back
+from exporters.derived_tensor import derived_tensor, release
+from exporters.linears import QDQ, array_of, array_shape, trace_back
 from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import LeftAlone, Outcome
+from exporters.slices import flat_slices
 from profiles.errors import GpusqError
 
 _F16, _F32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
@@ -125,16 +128,29 @@ def _is_cast_only(value: ir.Value) -> bool:
 
 
 def _type_constant(value: ir.Value) -> None:
-    array = array_of(value)
-    largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))
+    tensor = value.const_value
+    assert tensor is not None
+    largest = _largest(array_of(value))
+    release(tensor)
     if largest > float(np.finfo(np.float16).max):
         raise GpusqError(
             f"constant {value.name!r} holds {largest:g}, beyond the range of float16",
             hint="convert with --precision fp32",
         )
-    value.const_value = ir.tensor(array.astype(np.float16), name=value.name)
+    shape = array_shape(value)
+    value.const_value = derived_tensor([tensor], lambda array: array.astype(np.float16), _F16, shape, value.name)
     # A new type, since clones of a model share their types.
     value.type = ir.TensorType(_F16)
+
+
+def _largest(array: npt.NDArray[np.generic]) -> float:
+    """The largest magnitude of the finite values, 0 where there are none."""
+    return max((_largest_of(part) for part in flat_slices(array)), default=0.0)
+
+
+def _largest_of(part: npt.NDArray[Any]) -> float:
+    largest = float(max(part.max(), -part.min()))
+    return largest if np.isfinite(largest) else float(np.abs(part[np.isfinite(part)]).max(initial=0))
 
 
 def _type_tensors(graph: ir.Graph, keep: Collection[ir.Value]) -> None:
