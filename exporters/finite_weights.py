@@ -31,15 +31,14 @@ def not_finite(graph: ir.Graph) -> Iterator[str]:
 
 
 def _trouble(array: npt.NDArray[Any]) -> str:
-    infinite, weight = False, False
-    for part in flat_slices(array):
-        finite = _is_finite(part)
-        if not finite.all():
-            if np.isnan(part[~finite].astype(np.float64)).any():
-                return "NaN"
-            infinite = True
-        weight = weight or bool(((part != 0) & (part != 1) & finite).any())
-    return "infinity" if infinite and weight else ""
+    bad = [part[~finite] for part in flat_slices(array) if not (finite := _is_finite(part)).all()]
+    if any(np.isnan(values.astype(np.float64)).any() for values in bad):
+        return "NaN"
+    return "infinity" if bad and any(_holds_weights(part) for part in flat_slices(array)) else ""
+
+
+def _holds_weights(part: npt.NDArray[Any]) -> bool:
+    return bool(((part != 0) & (part != 1) & _is_finite(part)).any())
 
 
 def _is_finite(part: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -4,10 +4,10 @@
     python tests/exporters/measure_surgery.py decoder [--layers 32] [--dtype float float16]
 
 `vit` exports a vision transformer and quantizes it, w8a8-linear for the A100, beside Model Optimizer's INT8 of the same
-file, where `GPUSQ_MODELOPT_PYTHON` names an interpreter that has it. Both are measured with one calibration sample, and
-without: of Model Optimizer, which wants one, the time and the peak inside of its calibrator are left out then (making it
-and its session, running the model, reading its ranges); gpusq is given the ranges. Reading the file and writing the
-result count for both; imports count for the memory, not for the time.
+file, where `GPUSQ_MODELOPT_PYTHON` names an interpreter that has it. Both are measured with one calibration sample,
+and without: of Model Optimizer, which wants one, the time and the peak inside of its calibrator are left out then
+(making it and its session, running the model, reading its ranges); gpusq is given the ranges. Reading the file and
+writing the result count for both; imports count for the memory, not for the time.
 
 `decoder` makes the graph of Llama-2 7B with its weights in a sparse file and brings it to the A100 as fp16, w8a8-linear
 with given ranges, and w4. A weight counts as read by each stage in which its values are asked for.
@@ -78,8 +78,9 @@ def apart(function):
     return wrapped
 
 peaks = []
-for name_of in ("create_calibrator_with_extra_options", "collect_data_minmax_calibrator", "compute_data_minmax_calibrator"):
-    setattr(ort_patching, "_" + name_of, apart(getattr(ort_patching, "_" + name_of)))
+for function in ("_create_calibrator_with_extra_options", "_collect_data_minmax_calibrator",
+                 "_compute_data_minmax_calibrator"):
+    setattr(ort_patching, function, apart(getattr(ort_patching, function)))
 start = time.perf_counter()
 quantize(path, quantize_mode="int8", calibration_data={name: sample}, calibration_method="max",
          calibration_eps=["cpu"], calibration_shapes=f"{name}:{'x'.join(shape)}", output_path=out)
