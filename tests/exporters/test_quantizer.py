@@ -35,6 +35,37 @@ def test_blocks_have_a_scale_each() -> None:
     assert quantizer.integers(np.array([[1, 2, 30, -40]], np.float32)).tolist() == [[1, 2, 3, -4]]
 
 
+@pytest.mark.parametrize(
+    ("scale", "axis", "block"),
+    [
+        ((), None, None),
+        ((1500,), 0, None),
+        ((1024,), 1, None),
+        ((1024,), -1, None),
+        ((12, 1024), 0, 128),
+        ((1500, 16), 1, 64),
+        ((1500, 16), -1, 64),
+    ],
+)
+def test_stores_part_by_part_what_it_makes_of_the_whole(
+    scale: tuple[int, ...], axis: int | None, block: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((1500, 1024), np.float32)
+    points = rng.integers(-3, 4, scale, np.int32) if scale else zero(2)
+    quantizer = Quantizer(rng.uniform(0.01, 0.1, scale).astype(np.float32), axis, block, zero_point=points)
+    stored = quantizer.stored(values, np.int8)
+    assert stored.dtype == np.int8
+    assert stored.flags.c_contiguous
+    assert np.array_equal(stored, quantizer.integers(values))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 3), (2, 3, 4)])
+def test_stores_tensors_of_any_shape(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).standard_normal(shape, np.float32)
+    assert np.array_equal(Quantizer(TENSOR).stored(values, np.int8), Quantizer(TENSOR).integers(values))
+
+
 @pytest.mark.parametrize(("low", "high", "bits"), [(-128, 127, 8), (-127, 127, 8), (0, 255, 8), (-8, 7, 4), (-1, 1, 2)])
 def test_bits(low: int, high: int, bits: int) -> None:
     assert Quantizer(TENSOR, low=low, high=high).bits == bits

@@ -145,6 +145,19 @@ def test_layers_that_read_one_tensor_with_two_scales_get_a_q_each() -> None:
     assert types(lowered(SIBLINGS % "0.25")).count("QuantizeLinear") == 2
 
 
+@pytest.mark.parametrize(("second", "constants"), [("fc.weight", 1), ("tied.weight", 2)])
+def test_a_module_that_is_called_twice_stores_its_integers_once(second: str, constants: int) -> None:
+    again = f"""
+        r = gpusq.FakeQuantize<low=-127, high=127, axis=0, place="{second}">(w, ws)
+        u = Transpose<perm=[1,0]>(r)
+        v = MatMul(a, u)
+        y = Add(v, v)
+    """
+    model = lowered(LINEAR.replace("y = MatMul(a, t)", "z = MatMul(a, t)" + again))
+    stored = [name for name, value in model.graph.initializers.items() if value.dtype == ir.DataType.INT8]
+    assert len([name for name in stored if name.endswith("weight_int8")]) == constants
+
+
 @pytest.mark.parametrize(("text", "stored"), [(FLOAT_INPUT, "INT4"), (LINEAR, "INT8")])
 def test_four_bits_are_int4_where_only_the_weight_is_quantized(text: str, stored: str) -> None:
     model = lowered(text.replace("low=-127, high=127", "low=-8, high=7"))
