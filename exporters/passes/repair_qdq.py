@@ -72,10 +72,16 @@ class RepairQdq:
         """The results, bias included, of the layers whose output quantizers stay."""
         wanted = self.sparse is not None and self.sparse.int8_wants_int8_output
         for linear in find_linears(graph):
-            if linear.weight_dq is None or not (self.keep_outputs or (wanted and _is_sparse(linear))):
+            output = linear.node.outputs[0]
+            results = [output, *(user.outputs[0] for user, _ in output.uses() if user.op_type == "Add")]
+            if linear.weight_dq is None or not any(map(_is_quantized_next, results)):
                 continue
-            yield linear.node.outputs[0]
-            yield from (user.outputs[0] for user, _ in linear.node.outputs[0].uses() if user.op_type == "Add")
+            if self.keep_outputs or (wanted and _is_sparse(linear)):  # the weight is read last
+                yield from results
+
+
+def _is_quantized_next(value: ir.Value) -> bool:
+    return any(user.op_type == "QuantizeLinear" for user, _ in value.uses())
 
 
 def _is_sparse(linear: Linear) -> bool:

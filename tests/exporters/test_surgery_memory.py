@@ -40,7 +40,8 @@ def make_unreadable(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and tensor.size >= SMALL.width**2:
-            value.const_value = ir.LazyTensor(unread, tensor.dtype, tensor.shape, name=value.name)
+            shape = ir.Shape(tensor.shape.numpy())
+            value.const_value = ir.LazyTensor(unread, tensor.dtype, shape, name=value.name)
 
 
 def steps(placement: Placement) -> list[Pass]:
