@@ -23,7 +23,7 @@ from exporters.passes.outcome import LeftAlone, Outcome
 from exporters.qdq_scales import constant_of, input_at
 
 _BEYOND = -float(np.finfo(np.float16).max)
-_SMALL = 1 << 16  # elements of a constant that is no mask, up to which it is read to tell why
+_SMALL = 1 << 10  # elements of a constant that is no mask, up to which it is read to tell why
 _ANY = range(1 << 10)
 # What a mask goes through, and as which of the inputs.
 _PASSES_ON: Mapping[str, range] = {

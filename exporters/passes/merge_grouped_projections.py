@@ -203,15 +203,15 @@ class _Merging:
         return [int(array_shape(projection.weight)[1]) for projection in self.group]
 
     def weight(self) -> ir.Value:
-        tensors = [value.const_value for each in self.group if (value := each.weight).const_value is not None]
-        dtype = self.group[0].weight.dtype
+        weights = [each.weight for each in self.group]
+        dtype = weights[0].dtype
         assert dtype is not None
-        shape = ir.Shape([int(array_shape(self.group[0].weight)[0]), sum(self.widths)])
         return self.inserter.lazy_initializer(
             f"{self.module}.weight",
-            lambda: np.concatenate([np.asarray(tensor.numpy()) for tensor in tensors], axis=1),
+            weights,
+            lambda *parts: np.concatenate(parts, axis=1),
             dtype,
-            shape,
+            [array_shape(weights[0])[0], sum(self.widths)],
         )
 
     def bias(self) -> ir.Value:

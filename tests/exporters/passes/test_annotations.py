@@ -10,6 +10,7 @@ from typing import get_args
 
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 
 import exporters.passes
 from exporters.linears import find_linears
@@ -79,7 +80,9 @@ def test_all_of_them_are_looked_at() -> None:
 
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_keeps_the_annotations(name: str, quantized_student: ir.Model) -> None:
-    for model in (quantized_student.clone(), ir.from_onnx_text(TO_BE_MENDED)):
+    mended = ir.from_onnx_text(TO_BE_MENDED)
+    ShapeInferencePass()(mended)
+    for model in (quantized_student.clone(), mended):
         AnnotateSparsity(None)(model)
         before = annotated(model)
         assert len(before) == len(list(find_linears(model.graph))) > 1
