@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import json
 import os
 import statistics
@@ -250,12 +251,11 @@ def _spread(values: Sequence[float]) -> str:
 
 def export_vit(model: str, shape: Sequence[int], folder: Path) -> Path:
     """Export a model of timm with random weights."""
-    import timm
-
-    import tests.conftest  # noqa: F401 (lets torchvision import)
     from exporters.signature import Input
     from exporters.to_onnx import to_onnx
 
+    importlib.import_module("tests.conftest")  # lets torchvision import, which timm does
+    timm = importlib.import_module("timm")
     inputs = (Input("image", (2, *shape[1:]), "float32", {0: "batch"}),)
     exported = to_onnx(timm.create_model(model).eval(), inputs, ("logits",))
     save_onnx(exported.model, folder / "model.onnx")
