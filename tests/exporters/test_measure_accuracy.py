@@ -124,7 +124,7 @@ def test_w8a8_keeps_a_real_models_answers(name: str) -> None:
 def test_the_script_leaves_out_modelopt_where_it_is_not(
     student: Subject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(measure_accuracy.SUBJECTS, "student", lambda: student)  # exported once
+    monkeypatch.setitem(accuracy_subjects.SUBJECTS, "student", lambda: student)  # exported once
     monkeypatch.delenv(MODELOPT, raising=False)
     monkeypatch.setattr("sys.argv", ["measure_accuracy.py", "--subjects", "student", "--columns", "fp32", "modelopt"])
     measure_accuracy.main()
