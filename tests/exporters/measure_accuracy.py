@@ -3,7 +3,7 @@
     python tests/exporters/measure_accuracy.py [--subjects mobilenet …] [--columns w8a8-linear …]
 
 The rows are in accuracy_subjects.py. Each graph is placed by `exporters.surgery` for the profile `cpu` with the ranges
-of `calibration.ranges`, as `gpusq convert --data` does, and runs on onnxruntime with exact 8-bit products. `fp16` is a
+of `calibration.ranges`, as `gpusq convert --data` does, and runs on onnxruntime node by node, unoptimized. `fp16` is a
 float16 graph that onnxruntime's CPU provider, having no float16 kernels, computes in float32 between casts: what is
 seen is the rounding of weights and of activations at those casts, not float16 accumulation.
 
@@ -171,14 +171,18 @@ def _cosines(a: Array, b: Array) -> Array:
     return np.asarray((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
 
 
-def table(rows: Mapping[str, tuple[Subject, Mapping[str, Judged]]], columns: Sequence[str]) -> str:
-    """Markdown: up to three lines for each row."""
-    lines = ["| model | calibrated on | | of | " + " | ".join(columns) + " |", "|---" * (4 + len(columns)) + "|"]
-    for name, (subject, found) in rows.items():
-        for kind, count, cells in _lines(found, len(next(iter(subject.inputs.values())))):
-            samples = len(next(iter(subject.calibration.values())))
-            lines.append(f"| {name} | {samples} | {kind} | {count} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def header(columns: Sequence[str]) -> str:
+    """The first two lines of the table, in Markdown."""
+    return "| model | calibrated on | | of | " + " | ".join(columns) + " |\n" + "|---" * (4 + len(columns)) + "|"
+
+
+def lines(subject: Subject, found: Mapping[str, Judged]) -> str:
+    """One row of the table: up to three lines."""
+    samples, inputs = (len(next(iter(feeds.values()))) for feeds in (subject.calibration, subject.inputs))
+    return "\n".join(
+        f"| {subject.name} | {samples} | {kind} | {count} | " + " | ".join(cells) + " |"
+        for kind, count, cells in _lines(found, inputs)
+    )
 
 
 def _lines(found: Mapping[str, Judged], inputs: int) -> Iterator[tuple[str, int, list[str]]]:
@@ -211,14 +215,13 @@ def main() -> None:
     if MODELOPT not in os.environ and "modelopt" in columns:
         print(f"{MODELOPT} is unset: no column for modelopt", file=sys.stderr)
         columns.remove("modelopt")
-    rows = {}
+    print(header(columns))
     for name in asked.subjects:
         if why := missing(name):
             print(f"{name} is left out: {why}", file=sys.stderr)
             continue
         subject = SUBJECTS[name]()
-        rows[subject.name] = subject, measure(subject, columns)
-    print(table(rows, columns))
+        print(lines(subject, measure(subject, columns)), flush=True)
 
 
 if __name__ == "__main__":
