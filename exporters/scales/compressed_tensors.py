@@ -165,7 +165,13 @@ def _layout(place: Place, scale: Array, shape: tuple[int, ...], arguments: _Sche
         return None, None
     if shape and scale.size and scale.shape[0] == shape[0] == scale.size:
         return 0, None
-    if scale.size and scale.ndim == len(shape) and scale.shape[:-1] == shape[:-1] and shape[-1] % scale.shape[-1] == 0:
+    if (
+        scale.size
+        and 0 not in shape
+        and scale.ndim == len(shape)
+        and scale.shape[:-1] == shape[:-1]
+        and shape[-1] % scale.shape[-1] == 0
+    ):
         block = shape[-1] // scale.shape[-1]
         if arguments.get("group_size") in (None, block):
             return len(shape) - 1, block
