@@ -18,7 +18,7 @@ import onnx_ir as ir
 from deploy.manifest import BlockAttention, Kernel, Plan
 from exporters.attentions import find_attentions
 from exporters.linears import find_linears
-from exporters.module_names import MODULE_KEY
+from exporters.module_names import label_of
 
 PROVIDERS = ["CPUExecutionProvider"]
 _EXACT_INT8 = ("session.x64quantprecision", "1")
@@ -102,7 +102,7 @@ def read_plan(optimized: ir.Model, model: ir.Model) -> Plan:
         linear_gemms_int8=sum(node.op_type in _8_BIT for node in linears),
         attentions=tuple(
             BlockAttention(
-                module=node.metadata_props.get(MODULE_KEY) or node.name or "",
+                module=label_of(node),
                 fused=node.name in by_name and by_name[node.name].op_type in _ATTENTIONS,
             )
             for node in find_attentions(model.graph)

@@ -17,7 +17,7 @@ from deploy.compiled_kernels import GEMM_KINDS, CompiledKernel, read_kernels
 from deploy.manifest import BlockAttention, Kernel, Plan
 from exporters.attentions import find_attentions
 from exporters.linears import find_linears
-from exporters.module_names import MODULE_KEY
+from exporters.module_names import MODULE_KEY, label_of
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _BLOCK = re.compile(r"^(.*?\.\d+(?:\.(?:blocks|layers)\.\d+)?)(?:\.|$)")
@@ -115,14 +115,10 @@ def _type(kernel: CompiledKernel) -> str:
 def _attentions(compiled: Iterable[CompiledKernel], model: ir.Model) -> Iterator[BlockAttention]:
     fused = {node for kernel in compiled if kernel.kind == "attention" for node in kernel.nodes}
     nodes = list(find_attentions(model.graph))
-    modules = Counter(_module(node) for node in nodes)
+    modules = Counter(label_of(node) for node in nodes)
     for node in nodes:
-        module, name = _module(node), node.name or ""
+        module, name = label_of(node), node.name or ""
         yield BlockAttention(module=module, fused=name in fused, node=name if modules[module] > 1 else "")
-
-
-def _module(node: ir.Node) -> str:
-    return node.metadata_props.get(MODULE_KEY) or node.name or ""
 
 
 def _block(modules: Sequence[str]) -> str | None:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from exporters.constant_view import RESHAPES, ConstantView, view_of
-from exporters.module_names import MODULE_KEY
+from exporters.module_names import label_of
 
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _TRANSPARENT = QDQ | {"Cast"}
@@ -67,7 +67,7 @@ class Linear:
     @property
     def module(self) -> str:
         """The module's name, or the node's where the exporter kept none."""
-        return self.node.metadata_props.get(MODULE_KEY) or self.node.name or ""
+        return label_of(self.node)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ class Untraced:
     @property
     def module(self) -> str:
         """The module's name, or the node's where the exporter kept none."""
-        return self.node.metadata_props.get(MODULE_KEY) or self.node.name or ""
+        return label_of(self.node)
 
 
 def find_linears(graph: ir.Graph) -> Iterator[Linear]:

@@ -25,6 +25,11 @@ def module_of(node: ir.Node, root: str = "") -> str:
     return "" if name == _NO_MODULE else without_machinery(name, root)
 
 
+def label_of(node: ir.Node) -> str:
+    """What a node is called to people: its module, or its own name where the exporter kept no module."""
+    return node.metadata_props.get(MODULE_KEY) or node.name or ""
+
+
 def mark_scopes_of_paths(graph: ir.Graph, modules: Collection[str]) -> None:
     """Tell the scopes of nodes that the TorchScript exporter made, from their names: `/blocks.0/attn/qkv/MatMul`.
 

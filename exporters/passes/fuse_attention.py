@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.attention_mask import LOWEST, RANK, Array, is_neutral, known_mask, masks_a_query, storable
-from exporters.module_names import MODULE_KEY
+from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Change, LeftAlone, Outcome
 from exporters.passes.products import made_by
@@ -57,7 +57,7 @@ class FuseAttention:
         for node in [node for node in model.graph if not node.domain and node.op_type in ("Softmax", "Attention")]:
             if self.lowered and LOWERED_KEY in node.metadata_props:
                 continue
-            where = node.metadata_props.get(MODULE_KEY) or node.name or ""
+            where = label_of(node)
             done = _fuse(node, inserter) if node.op_type == "Softmax" else _simplify(node, inserter)
             if isinstance(done, _Done):
                 changes.append(Change(where, done.what))

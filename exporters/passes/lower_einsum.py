@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from exporters.module_names import MODULE_KEY
+from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import LeftAlone, Outcome
 from exporters.passes.put_in_place import drop_unused, put_in_place
@@ -37,7 +37,7 @@ class LowerEinsum:
             typed = all(value is not None and value.dtype is not None for value in node.inputs)
             product = _product(node.attributes["equation"].as_string()) if typed else "its types are not known"
             if isinstance(product, str):
-                left.append(LeftAlone(node.metadata_props.get(MODULE_KEY) or node.name or "", product))
+                left.append(LeftAlone(label_of(node), product))
                 continue
             _write(product, node, inserter)
             changed += 1

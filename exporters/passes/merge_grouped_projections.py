@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from exporters.known_sizes import KnownSizes
 from exporters.linears import array_of, array_shape
-from exporters.module_names import MODULE_KEY
+from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import LeftAlone, Outcome
 from exporters.passes.products import made_by
@@ -48,7 +48,7 @@ class MergeGroupedProjections:
         for node in [node for node in order if node.op_type == "Attention" and not node.domain]:
             for group in _groups(node):
                 if why := _why_not(group):
-                    left.append(LeftAlone(node.metadata_props.get(MODULE_KEY) or node.name or "", why))
+                    left.append(LeftAlone(label_of(node), why))
                     continue
                 _Merging(inserter, group, min((each.matmul for each in group), key=order.__getitem__)).run()
                 changed += 1

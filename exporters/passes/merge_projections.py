@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from exporters.linears import array_of, array_shape
-from exporters.module_names import MODULE_KEY
+from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.inserter import Inserter, drop_unused_initializers
 from exporters.passes.outcome import LeftAlone, Outcome
 from exporters.qdq_scales import constant_of, input_at
@@ -39,7 +39,7 @@ class MergeProjections:
             found = [_projection(value) for value in node.inputs[:3] if value is not None]
             for group in _groups([projection for projection in found if projection is not None]):
                 if why := _why_not(group):
-                    left.append(LeftAlone(node.metadata_props.get(MODULE_KEY) or node.name or "", why))
+                    left.append(LeftAlone(label_of(node), why))
                 else:
                     _merge(group, inserter)
                     changed += 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporters.linears import Linear, array_shape, trace_weight
-from exporters.module_names import MODULE_KEY
+from exporters.module_names import label_of
 from exporters.passes.outcome import LeftAlone
 from exporters.passes.placement_rules import no_int8_attention
 
@@ -43,7 +43,7 @@ def residuals(graph: ir.Graph, linears: Sequence[Linear]) -> Iterator[Read]:
             continue
         for index, (branch, identity) in enumerate(((second, first), (first, second))):
             if branch.producer() in convolutions and len(branch.uses()) == 1 and not branch.is_graph_output():
-                yield Read(identity, node, index, f"{_module(node)}.identity")
+                yield Read(identity, node, index, f"{label_of(node)}.identity")
                 break
 
 
@@ -68,9 +68,9 @@ def attention_products(graph: ir.Graph, left: list[LeftAlone]) -> Iterator[Read]
             continue
         (q, scores), (k, _), (v, product) = found
         if why := no_int8_attention(q, v):
-            left.append(LeftAlone(_module(softmax), why))
+            left.append(LeftAlone(label_of(softmax), why))
             continue
-        place = _module(softmax)
+        place = label_of(softmax)
         yield Read(q, scores, 0, f"{place}.q")
         yield Read(k, scores, 1, f"{place}.k")
         yield Read(softmax.outputs[0], product, 0, f"{place}.softmax", 1.0)
@@ -105,7 +105,3 @@ def _is_constant(value: ir.Value) -> bool:
 
 def _is_bias(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and len(array_shape(value)) == 1
-
-
-def _module(node: ir.Node) -> str:
-    return node.metadata_props.get(MODULE_KEY) or node.name or ""

@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.linears import QDQ, Linear, find_linears, scale_of, trace_back
-from exporters.module_names import MODULE_KEY
+from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Change, Outcome
 from exporters.passes.put_in_place import drop_unused
@@ -103,7 +103,7 @@ def _fold_constant(node: ir.Node, inserter: Inserter) -> Iterator[Change]:
         return
     constant = inserter.initializer(f"{output.name}_float", array)
     ir.convenience.replace_all_uses_with(output, constant)
-    yield Change(_where(node), "a constant that no product reads is dequantized")
+    yield Change(label_of(node), "a constant that no product reads is dequantized")
 
 
 def _dequantized(node: ir.Node) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
@@ -142,7 +142,7 @@ def _skip(dq: ir.Node, whole: set[ir.Node], kept_outputs: set[ir.Value]) -> Iter
         reasons = [_why_float(*reader, whole) for reader in _readers(user, index)]
         if reasons and all(reasons):
             user.replace_input_with(index, x)
-            yield Change(_where(dq), f"removed ahead of {user.op_type}: {reasons[0]}")
+            yield Change(label_of(dq), f"removed ahead of {user.op_type}: {reasons[0]}")
 
 
 def _readers(user: ir.Node, index: int) -> Iterator[tuple[ir.Node, int]]:
@@ -235,10 +235,10 @@ def _move_down(graph: ir.Graph, inserter: Inserter) -> list[Change]:
             if user.op_type == "QuantizeLinear" and index == 0 and _same_scale(user, dq):
                 assert dq.inputs[0] is not None
                 ir.convenience.replace_all_uses_with(user.outputs[0], dq.inputs[0])
-                changes.append(Change(_where(user), "dropped behind a DequantizeLinear of the same scale"))
+                changes.append(Change(label_of(user), "dropped behind a DequantizeLinear of the same scale"))
             elif user.op_type in _MOVES and index == 0 and _scalar_scale(dq) and not _is_output(user):
                 waiting.extend(_swap(dq, user, inserter))
-                changes.append(Change(_where(user), f"{user.op_type} moves integers"))
+                changes.append(Change(label_of(user), f"{user.op_type} moves integers"))
     return changes
 
 
@@ -288,7 +288,3 @@ def _zero(node: ir.Node) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     value = node.inputs[2] if len(node.inputs) > 2 else None
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return np.zeros(()) if tensor is None else np.asarray(tensor.numpy())
-
-
-def _where(node: ir.Node) -> str:
-    return node.metadata_props.get(MODULE_KEY) or node.name or ""

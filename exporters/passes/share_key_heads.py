@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from exporters.known_sizes import KnownSizes, Size
-from exporters.module_names import MODULE_KEY
+from exporters.module_names import label_of
 from exporters.passes.outcome import LeftAlone, Outcome
 from exporters.passes.products import made_by
 from exporters.passes.put_in_place import drop_unused
@@ -38,7 +38,7 @@ class ShareKeyHeads:
                 continue
             if key is None or value is None or _heads(key) != _heads(value):
                 why = "its keys and values are repeated in different ways"
-                left.append(LeftAlone(node.metadata_props.get(MODULE_KEY) or node.name or "", why))
+                left.append(LeftAlone(label_of(node), why))
                 continue
             node.replace_input_with(1, key)
             node.replace_input_with(2, value)
