@@ -28,6 +28,7 @@ from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Change, Outcome
 from exporters.passes.put_in_place import drop_unused
+from exporters.qdq_scales import constant_of, input_at, spread
 from exporters.sparsity import sparsity_of
 from profiles.device import SparseKernels
 
@@ -91,15 +92,12 @@ def _is_sparse(linear: Linear) -> bool:
 def _fold_constant(node: ir.Node, inserter: Inserter) -> Iterator[Change]:
     """Dequantize a constant that no product multiplies by and no move takes apart."""
     x = node.inputs[0] if node.op_type == "DequantizeLinear" else None
-    if (
-        x is None
-        or not x.is_initializer()
-        or any(user.op_type in _READ_CONSTANTS for user, _ in node.outputs[0].uses())
-    ):
-        return
     output = node.outputs[0]
-    array = _dequantized(node)
-    if array is None or output.is_graph_output():
+    if x is None or not x.is_initializer() or output.is_graph_output():
+        return
+    if any(user.op_type in _READ_CONSTANTS for user, _ in output.uses()):
+        return
+    if (array := _dequantized(node)) is None:
         return
     constant = inserter.initializer(f"{output.name}_float", array)
     ir.convenience.replace_all_uses_with(output, constant)
@@ -107,18 +105,11 @@ def _fold_constant(node: ir.Node, inserter: Inserter) -> Iterator[Change]:
 
 
 def _dequantized(node: ir.Node) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
-    from exporters.qdq_scales import spread
-
-    x, scale, dtype = node.inputs[0], scale_of(node), node.outputs[0].dtype
-    if x is None or x.const_value is None or scale is None:
+    integers, scale, dtype = constant_of(node.inputs[0]), scale_of(node), node.outputs[0].dtype
+    if integers is None or scale is None or np.any(_zero(node)):
         return None
-    zero = ir.convenience.get_const_tensor(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
-    if zero is not None and np.any(zero.numpy()):
-        return None
-    integers = np.asarray(x.const_value.numpy()).astype(np.float32)
-    scales = scale.astype(np.float32)
-    spreaded = scales if scales.ndim == 0 else spread(scales, node, integers.shape)
-    return np.asarray(integers * spreaded, scale.dtype if dtype is None else dtype.numpy())
+    spreaded = spread(scale.astype(np.float32), node, integers.shape)
+    return np.asarray(integers.astype(np.float32) * spreaded, scale.dtype if dtype is None else dtype.numpy())
 
 
 def _is_activation_dq(node: ir.Node) -> bool:
@@ -285,6 +276,5 @@ def _same_scale(first: ir.Node, second: ir.Node) -> bool:
 
 
 def _zero(node: ir.Node) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return np.zeros(()) if tensor is None else np.asarray(tensor.numpy())
+    zero = constant_of(input_at(node, 2))
+    return np.zeros(()) if zero is None else zero
