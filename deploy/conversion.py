@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import onnx
-import onnx_ir as ir
 from pydantic import Field
 
 from calibration.samples import random_samples
@@ -19,12 +18,12 @@ from deploy.bundle import staged
 from deploy.export import failed_ways
 from deploy.finish import seal
 from deploy.gates import missed_gates
-from deploy.job import Job, Precision, settled_precision
+from deploy.job import Job, Precision
 from deploy.layers import layers_of, sizes_of, summary
+from deploy.lint import check_rules
 from deploy.manifest import Manifest, Measurement
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
-from exporters.lint import lint
 from exporters.placement import Placement
 from exporters.save_onnx import save_onnx
 from exporters.student import Student, sample_specs
@@ -86,7 +85,7 @@ def convert(
     job = Job(
         checkpoint=Path(checkpoint),
         options=options or LoadOptions(),
-        precision=settled_precision(precision, placement),
+        precision=precision,
         asked_placement=placement,
         data=None if data is None else Path(data),
         baseline=None if baseline is None else Path(baseline),
@@ -95,6 +94,7 @@ def convert(
         repair_sparsity=repair_sparsity,
     )
     job.load(devices.values())
+    job.note_sources()
     with staged(job.out, list(devices)) as staging:
         manifests = [_convert_for(device, staging / name, job) for name, device in devices.items()]
     bundles = tuple(
@@ -166,14 +166,6 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         manifest = seal(manifest, bundle)
     progress.found("report", str(job.out / bundle.name / "report.html"))
     return manifest
-
-
-def check_rules(model: ir.Model, device: Device) -> None:
-    """Refuse a graph that breaks a hard rule of TensorRT."""
-    found = [finding for finding in lint(model, device) if finding.rule.severity == "error"]
-    if found:
-        more = f" (and {len(found) - 1} more)" if found[1:] else ""
-        raise GpusqError(f"{device.title}: {found[0]}{more}", hint=found[0].rule.cure)
 
 
 def _measure(device: Device, bundle: Path, job: Job) -> Measurement | None:

@@ -44,21 +44,22 @@ class Job:
     progress: Progress
     repair_sparsity: bool = False
     student: Student = field(init=False)
-    source: Source = field(init=False)
     teacher: Student | None = field(init=False, default=None)
+    source: Source = field(init=False)
     teacher_source: Source | None = field(init=False, default=None)
-    samples: Samples = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Settle the precision; raises GpusqError where the placement contradicts it."""
+        self.precision = _settled_precision(self.precision, self.asked_placement)
 
     def load(self, devices: Collection[Device]) -> None:
         """Read everything that the user gave, so that a mistake is found before any work is done."""
-        self.student, self.source = load_with_source(self.checkpoint, self.options)
+        self.student = load_student(self.checkpoint, self.options)
         if not self.student.quantized and measures(self.placement):
             self._check_measurable()
         if self.baseline is not None:
             self._load_baseline(self.baseline, devices)
-        if self.data is None:
-            self.samples = random_samples(sample_specs(self.student), RANDOM_SAMPLES)
-        else:
+        if self.data is not None:
             self.samples = load_samples(self.data, sample_specs(self.student))
         kept = f"{self.student.quantized} quantized weights" if self.student.quantized else "float"
         self.progress.found("checkpoint", f"{self.student.model.rpartition(':')[2]}, {kept}, {self.student.kind}")
@@ -66,13 +67,24 @@ class Job:
         if self.teacher is not None:
             tell_all(self.progress, "baseline", self.teacher.notes)
 
+    def note_sources(self) -> None:
+        """Keep where the student and the baseline came from, by the hashes of what was just read."""
+        self.source = _source_of(self.checkpoint, self.student)
+        if self.baseline is not None and self.teacher is not None:
+            self.teacher_source = _source_of(self.baseline, self.teacher)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """What was given, or random inputs."""
+        return random_samples(sample_specs(self.student), RANDOM_SAMPLES)
+
     def _load_baseline(self, baseline: Path, devices: Collection[Device]) -> None:
         if all(device.runtime != "onnxruntime" for device in devices):
             raise GpusqError(
                 "a baseline is measured on this host's CPU, and no profile asks for that",
                 hint="add --profile cpu, or leave out --baseline",
             )
-        self.teacher, self.teacher_source = load_with_source(baseline, self.options)
+        self.teacher = load_student(baseline, self.options)
         if sample_specs(self.teacher) != sample_specs(self.student):
             raise GpusqError(
                 f"{baseline} takes other inputs than {self.checkpoint}", hint="a baseline answers the same question"
@@ -152,8 +164,8 @@ class Job:
         return functools.partial(self.student.predict, scales=self.quantized)
 
 
-def settled_precision(precision: Precision, placement: Placement | None) -> Precision:
-    """Return the precision that goes with a placement; raises GpusqError where the two contradict each other."""
+def _settled_precision(precision: Precision, placement: Placement | None) -> Precision:
+    """The precision that goes with a placement."""
     if placement is None or placement == "as-trained":
         return precision
     if placement == "fp16" and precision in ("auto", "fp16"):
@@ -165,10 +177,8 @@ def settled_precision(precision: Precision, placement: Placement | None) -> Prec
     )
 
 
-def load_with_source(path: Path, options: LoadOptions) -> tuple[Student, Source]:
-    """Return a checkpoint, and where it came from; the hash is that of what was just read."""
-    student = load_student(path, options)
-    return student, Source(
+def _source_of(path: Path, student: Student) -> Source:
+    return Source(
         file=path.name,
         sha256=hash_checkpoint(path),
         model=student.model,

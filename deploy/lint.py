@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
+import onnx_ir as ir
 from pydantic import Field
 
 from deploy.graph_file import read_graph
 from exporters.lint import Finding, Severity
 from exporters.lint import lint as breaches
-from profiles.device import load_device
+from profiles.device import Device, load_device
+from profiles.errors import GpusqError
 from profiles.record import Record
 
 SCHEMA = 1
@@ -82,6 +84,14 @@ def _breach(finding: Finding) -> Breach:
         node=finding.where,
         module=finding.module,
     )
+
+
+def check_rules(model: ir.Model, device: Device) -> None:
+    """Raise GpusqError where a graph breaks a hard rule of the device's compiler."""
+    found = [finding for finding in breaches(model, device) if finding.rule.severity == "error"]
+    if found:
+        more = f" (and {len(found) - 1} more)" if found[1:] else ""
+        raise GpusqError(f"{device.title}: {found[0]}{more}", hint=found[0].rule.cure)
 
 
 def _where(finding: Breach) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import Field
 
 from deploy.bundle import staged_files
-from deploy.conversion import check_rules
-from deploy.job import Job, Precision, settled_precision
+from deploy.job import Job, Precision
+from deploy.lint import check_rules
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
 from exporters.passes.outcome import Outcome
@@ -82,7 +82,7 @@ def operate(
     job = Job(
         checkpoint=Path(model),
         options=options or LoadOptions(),
-        precision=settled_precision(precision, placement),
+        precision=precision,
         asked_placement=placement,
         data=None if data is None else Path(data),
         baseline=None,
