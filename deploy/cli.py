@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporters.placement import PLACEMENTS
 from profiles.errors import GpusqError
 
 if TYPE_CHECKING:
     from deploy.progress import Progress
 
 _PRECISIONS = ("auto", "fp32", "fp16", "int8")
-_PLACEMENTS = ("as-trained", "fp16", "w8a8-linear", "w8a8-mha", "sparse-int8", "w4")
 
 
 class _Commands(click.Group):
@@ -90,7 +90,7 @@ _SCALE_OPTIONS = (
     ),
 )
 placement_option = click.option(
-    "--placement", type=click.Choice(_PLACEMENTS), help="Quantizers for what has none; see the documentation."
+    "--placement", type=click.Choice(PLACEMENTS), help="Quantizers for what has none; see the documentation."
 )
 repair_option = click.option(
     "--repair-sparsity", is_flag=True, help="Prune layers that are 2:4 but for a few groups; the error is reported."
