@@ -20,11 +20,11 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.known_sizes import KnownSizes
-from exporters.linears import array_of, array_shape
+from exporters.linears import array_shape
 from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.inserter import Inserter
+from exporters.passes.joined_weights import joined_bias, joined_name, joined_weight, made_for_one
 from exporters.passes.outcome import LeftAlone, Outcome
-from exporters.passes.products import made_by
 from exporters.passes.put_in_place import drop_unused
 
 _TO_HEADS = (0, 2, 1, 3)
@@ -117,23 +117,17 @@ def _projection(transpose: ir.Node) -> _Projection | None:
     """The projection that ends in `transpose`, each step of which nothing else reads."""
     if transpose.op_type != "Transpose" or tuple(transpose.attributes.get_ints("perm", ())) != _TO_HEADS:
         return None
-    reshape = _only(transpose.inputs[0], "Reshape")
+    reshape = made_for_one(transpose.inputs[0], "Reshape")
     before = None if reshape is None else reshape.inputs[0]
-    matmul, bias = _only(before, "MatMul"), None
-    if matmul is None and (add := _only(before, "Add")) is not None:
-        found = [(_only(x, "MatMul"), bias) for x, bias in (add.inputs, add.inputs[::-1])]
+    matmul, bias = made_for_one(before, "MatMul"), None
+    if matmul is None and (add := made_for_one(before, "Add")) is not None:
+        found = [(made_for_one(x, "MatMul"), bias) for x, bias in (add.inputs, add.inputs[::-1])]
         matmul, bias = next((pair for pair in found if pair[0] is not None), (None, None))
         if not _is_constant(bias, 1):
             return None
     if reshape is None or matmul is None or not _is_constant(matmul.inputs[1], 2):
         return None
     return _Projection(matmul, bias, reshape, transpose)
-
-
-def _only(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node of `op_type` that makes `value` for one reader."""
-    node = made_by(value, op_type)
-    return node if value is not None and len(value.uses()) == 1 and not value.is_graph_output() else None
 
 
 def _is_constant(value: ir.Value | None, rank: int) -> bool:
@@ -174,11 +168,7 @@ class _Merging:
     @property
     def module(self) -> str:
         """`layers.0.self_attn.q_proj+k_proj+v_proj`: the modules whose GEMM it is."""
-        names = [projection.module for projection in self.group]
-        stems = {name.rpartition(".")[0] for name in names}
-        if len(stems) > 1 or not any(names):
-            return "+".join(filter(None, names)) or "projections"
-        return f"{stems.pop()}.{'+'.join(name.rpartition('.')[2] for name in names)}".removeprefix(".")
+        return joined_name([projection.module for projection in self.group]) or "projections"
 
     def run(self) -> None:
         """Replace them."""
@@ -203,24 +193,11 @@ class _Merging:
         return [int(array_shape(projection.weight)[1]) for projection in self.group]
 
     def weight(self) -> ir.Value:
-        weights = [each.weight for each in self.group]
-        dtype = weights[0].dtype
-        assert dtype is not None
-        return self.inserter.lazy_initializer(
-            f"{self.module}.weight",
-            weights,
-            lambda *parts: np.concatenate(parts, axis=1),
-            dtype,
-            [array_shape(weights[0])[0], sum(self.widths)],
-        )
+        return joined_weight(self.inserter, f"{self.module}.weight", [each.weight for each in self.group])
 
     def bias(self) -> ir.Value:
-        given = [None if each.bias is None else array_of(each.bias) for each in self.group]
-        dtype = next(array.dtype for array in given if array is not None)
-        parts = [
-            np.zeros(width, dtype) if array is None else array for array, width in zip(given, self.widths, strict=True)
-        ]
-        return self.inserter.initializer(f"{self.module}.bias", np.concatenate(parts))
+        joined = joined_bias([each.bias for each in self.group], self.widths)
+        return self.inserter.initializer(f"{self.module}.bias", joined)
 
     def heads(self, product: ir.Value) -> Sequence[ir.Value]:
         """[B, N, H · d] as [B, H, N, d], and that taken apart into those of each projection."""

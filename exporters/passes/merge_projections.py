@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.linears import array_of, array_shape
+from exporters.linears import array_shape
 from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.inserter import Inserter, drop_unused_initializers
+from exporters.passes.joined_weights import joined_bias, joined_name, joined_weight, made_for_one
 from exporters.passes.outcome import LeftAlone, Outcome
 from exporters.qdq_scales import constant_of, input_at
 
@@ -102,39 +103,31 @@ class _Projection:
 
 def _projection(value: ir.Value) -> _Projection | None:
     """Trace an input of Attention back to its GEMM."""
-    transpose = _producer(value, "Transpose")
-    if transpose is None and (folded := _producer(value, "Reshape")) is not None:  # of windows into heads
-        transpose = _producer(folded.inputs[0], "Transpose")
+    transpose = made_for_one(value, "Transpose")
+    if transpose is None and (folded := made_for_one(value, "Reshape")) is not None:  # of windows into heads
+        transpose = made_for_one(folded.inputs[0], "Transpose")
     if transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != _TO_HEADS:
         return None
-    reshape = _producer(transpose.inputs[0], "Reshape")
+    reshape = made_for_one(transpose.inputs[0], "Reshape")
     if reshape is None:
         return None
     matmul, add, bias = _matmul_and_bias(reshape)
     if matmul is None or matmul.inputs[1] is None:
         return None
     nodes = (matmul, reshape, transpose) if add is None else (matmul, add, reshape, transpose)
-    projection = _Projection(nodes, bias, _producer(matmul.inputs[1], "DequantizeLinear"))
+    projection = _Projection(nodes, bias, made_for_one(matmul.inputs[1], "DequantizeLinear"))
     return projection if projection.weight.is_initializer() and len(array_shape(projection.weight)) == 2 else None
 
 
 def _matmul_and_bias(reshape: ir.Node) -> tuple[ir.Node | None, ir.Node | None, ir.Value | None]:
-    add = _producer(reshape.inputs[0], "Add")
+    add = made_for_one(reshape.inputs[0], "Add")
     if add is None:
-        return _producer(reshape.inputs[0], "MatMul"), None, None
+        return made_for_one(reshape.inputs[0], "MatMul"), None, None
     for x, bias in ((add.inputs[0], add.inputs[1]), (add.inputs[1], add.inputs[0])):
-        matmul = _producer(x, "MatMul")
+        matmul = made_for_one(x, "MatMul")
         if matmul is not None and bias is not None and bias.is_initializer() and len(array_shape(bias)) == 1:
             return matmul, add, bias
     return None, None, None
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node of `op_type` that makes `value`, for one reader alone."""
-    node = None if value is None else value.producer()
-    if node is None or node.domain or node.op_type != op_type or value is None or len(value.uses()) != 1:
-        return None
-    return None if value.is_graph_output() else node
 
 
 def _groups(found: Sequence[_Projection]) -> Iterator[list[_Projection]]:
@@ -206,7 +199,8 @@ def _merge(group: Sequence[_Projection], inserter: Inserter) -> None:
     x = first.inputs[0]
     assert x is not None
     module = group[0].transpose.metadata_props.get(MODULE_KEY, "")
-    merging = _Merging(inserter, first, module, _common(group))
+    names = [projection.matmul.metadata_props.get(MODULE_KEY, "") for projection in group]
+    merging = _Merging(inserter, first, module, joined_name(names))
     merged = merging.add("MatMul", x, merging.weight(group), shape=_merged_shape(x, group))
     if any(projection.bias is not None for projection in group):
         merged = merging.add("Add", merged, merging.bias(group), shape=merged.shape)
@@ -230,18 +224,6 @@ def _dq_of(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _common(group: Sequence[_Projection]) -> str:
-    """`layers.0.attention.q_proj+k_proj+v_proj`: the modules whose GEMM it is."""
-    names = [projection.matmul.metadata_props.get(MODULE_KEY, "") for projection in group]
-    if not any(names):
-        return ""
-    stem = names[0].rpartition(".")[0]
-    if any(name.rpartition(".")[0] != stem for name in names):
-        return "+".join(names)
-    joined = "+".join(name.rpartition(".")[2] for name in names)
-    return f"{stem}.{joined}" if stem else joined
-
-
 @dataclass(frozen=True)
 class _Merging:
     """New nodes ahead of `before`: those of the GEMM belong to `linear`, the others to `module`."""
@@ -252,7 +234,8 @@ class _Merging:
     linear: str
 
     def weight(self, group: Sequence[_Projection]) -> ir.Value:
-        weight = self.constant("weight", [projection.weight for projection in group])
+        weights = [projection.weight for projection in group]
+        weight = joined_weight(self.inserter, f"{self.linear}.weight", weights)
         dq = group[0].dq
         if dq is None:
             return weight
@@ -271,13 +254,8 @@ class _Merging:
         )
 
     def bias(self, group: Sequence[_Projection]) -> ir.Value:
-        arrays = [None if projection.bias is None else array_of(projection.bias) for projection in group]
-        dtype = next(array.dtype for array in arrays if array is not None)
-        parts = [
-            np.broadcast_to(np.zeros((), dtype) if array is None else array, projection.size[1:])
-            for projection, array in zip(group, arrays, strict=True)
-        ]
-        return self.together("bias", parts)
+        joined = joined_bias([projection.bias for projection in group], [projection.size[1] for projection in group])
+        return self.inserter.initializer(f"{self.linear}.bias", joined)
 
     def heads(self, merged: ir.Value, group: Sequence[_Projection]) -> Iterator[ir.Value]:
         """Take [B, N, count · H · d] apart into `count` of [B, H, N, d]."""
@@ -299,15 +277,6 @@ class _Merging:
 
     def together(self, name: str, parts: Sequence[npt.NDArray[np.generic]]) -> ir.Value:
         return self.inserter.initializer(f"{self.linear}.{name}", np.concatenate(parts, axis=-1))
-
-    def constant(self, name: str, parts: Sequence[ir.Value]) -> ir.Value:
-        """The constants [K, n] side by side, put together when they are read."""
-        dtype = parts[0].dtype
-        assert dtype is not None
-        shape = [array_shape(parts[0])[0], sum(array_shape(part)[1] for part in parts)]
-        return self.inserter.lazy_initializer(
-            f"{self.linear}.{name}", parts, lambda *arrays: np.concatenate(arrays, axis=1), dtype, shape
-        )
 
     def add(
         self,
