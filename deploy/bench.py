@@ -88,6 +88,26 @@ def percentile(samples: Array, p: float) -> Array:
     return np.sort(samples, axis=-1)[..., index]
 
 
+def compare(student: Array, baseline: Array, options: BenchOptions) -> Interval:
+    """How many times as fast the student is: the median of the pairs' ratios, with its 95 % interval.
+
+    Args:
+        student: latencies in ms, [pairs].
+        baseline: latencies in ms of the same pairs, [pairs].
+        options: the resamples and their seed.
+    """
+    return _bootstrap(baseline / student, _median, options)
+
+
+def verdict_of(speedup: Interval | None) -> Literal["faster", "slower", "inconclusive", "no baseline"]:
+    """What the interval allows to say: nothing while it holds 1."""
+    if speedup is None:
+        return "no baseline"
+    if speedup.low > 1:
+        return "faster"
+    return "slower" if speedup.high < 1 else "inconclusive"
+
+
 def _warm_up(session: Any, feed: Feed, *, window: int = 20, limit: int = 25) -> None:
     """Run windows of calls until a window's median is no longer below the best one by more than 2 %."""
     best = float("inf")
@@ -130,7 +150,7 @@ def _measurement(
     contenders: list[Contender], samples: Array, raw: str, batch: int, options: BenchOptions
 ) -> Measurement:
     timings = [_timing(contender, row, options) for contender, row in zip(contenders, samples, strict=True)]
-    speedup = _bootstrap(samples[1] / samples[0], _median, options) if len(contenders) > 1 else None
+    speedup = compare(samples[0], samples[1], options) if len(contenders) > 1 else None
     return Measurement(
         device=processor(),
         runtime=f"onnxruntime {runtime_version()}, CPU",
@@ -140,7 +160,7 @@ def _measurement(
         student=timings[0],
         baseline=timings[1] if len(timings) > 1 else None,
         speedup=speedup,
-        verdict=_verdict(speedup),
+        verdict=verdict_of(speedup),
         raw=raw,
     )
 
@@ -177,14 +197,6 @@ def _bootstrap(samples: Array, statistic: Callable[..., Array], options: BenchOp
     )
     low, high = found.confidence_interval
     return Interval(value=float(statistic(samples)), low=float(low), high=float(high))
-
-
-def _verdict(speedup: Interval | None) -> Literal["faster", "slower", "inconclusive", "no baseline"]:
-    if speedup is None:
-        return "no baseline"
-    if speedup.low > 1:
-        return "faster"
-    return "slower" if speedup.high < 1 else "inconclusive"
 
 
 def _write(raw: Path, samples: Array, names: list[str]) -> None:
