@@ -10,27 +10,17 @@ NaN and infinity, with which 0 · Σ|x| is NaN: onnxruntime's ReduceMax loses a 
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from calibration.inference import Array, answer_only, as_float32, choose, feeds, float_values, open_session
 from profiles.errors import GpusqError
 
-Array = npt.NDArray[Any]
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _PREFIX = "gpusq.amax"
-_ERRORS_ONLY = 3
-# Exact 8-bit products on processors without VNNI; and onnxruntime cannot load what this optimizer makes of some
-# quantizers (microsoft/onnxruntime#25526).
-_EXACT_INT8 = ("session.x64quantprecision", "1")
-_MOVES_QDQ = "QDQPropagationTransformer"
 
 
 def measure_amax(
@@ -48,49 +38,58 @@ def measure_amax(
         GpusqError: an input has no samples, or a tensor became NaN or infinite.
         ValueError: the graph has no float tensor of a given name.
     """
-    probed, names = _probed(ir.load(model) if isinstance(model, Path) else model.clone(), tensors)
-    if not names:
+    source = ir.load(model) if isinstance(model, Path) else model
+    if not tensors:
         return {}
+    largest: dict[str, float] = dict.fromkeys(tensors, 0.0)
+    for feed, found in _amaxes(source, tensors, samples, batch):
+        if not all(np.isfinite(value) for value in found.values()):
+            raise not_finite(source, feed)
+        largest = {name: max(value, found[name]) for name, value in largest.items()}
+    return largest
+
+
+def not_finite(model: ir.Model, feed: Mapping[str, Array]) -> GpusqError:
+    """The error that names where a graph first makes NaN or infinity of what is finite, given a batch on which it does.
+
+    A mask of −∞ among the constants is no such place, nor is what reads it.
+    """
+    names = list(dict.fromkeys(str(value.name) for value in float_values(model.graph)))
+    ((_, amax),) = _amaxes(model, names, feed, max(len(array) for array in feed.values()))
+    broken = [name for name in names if not np.isfinite(amax[name])]
+    made = [
+        (str(value.name), node)
+        for node in model.graph
+        for value in node.outputs
+        if value.name in broken and not any(read is not None and read.name in broken for read in node.inputs)
+    ]
+    name, where = (made[0][0], f" in {made[0][1].op_type} {made[0][1].name!r}") if made else (broken[0], "")
+    return GpusqError(
+        f"the tensor {name!r} became NaN or infinite{where}",
+        hint="check the samples' preprocessing and the model in float32",
+    )
+
+
+def _amaxes(
+    source: ir.Model, tensors: Sequence[str], samples: Mapping[str, Array], batch: int
+) -> Iterator[tuple[dict[str, Array], dict[str, float]]]:
+    """Each batch and what the scalars are on it."""
+    model = source.clone()
+    values = choose(model.graph, tensors)
+    zero = ir.Value(name=f"{_PREFIX}/zero", const_value=ir.tensor(np.zeros((), np.float32), name=f"{_PREFIX}/zero"))
+    model.graph.register_initializer(zero)
+    answer_only(model, [_probe(model.graph, value, zero, index) for index, value in enumerate(values)])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probed.onnx"
-        ir.save(probed, path, external_data="probed.data")  # streams the weights: they are in memory only once
-        session = _open_session(path)
-        largest = np.zeros(len(names), np.float32)
-        for feed in _feeds(session.get_inputs(), samples, batch):
-            found = np.array(session.run(None, feed), np.float32)
-            _check_finite(names, found)
-            largest = np.maximum(largest, found)
-    by_name = dict(zip(names, largest.tolist(), strict=True))
-    return {name: by_name[name] for name in tensors}
-
-
-def _probed(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, list[str]]:
-    """The model with nothing but the scalars as outputs, and the names of `tensors` in graph order."""
-    graph = model.graph
-    values = {value.name: value for value in _values(graph)}
-    for name in tensors:
-        if name not in values or values[name].dtype not in (None, *_FLOATS):
-            raise ValueError(f"the graph has no float tensor {name!r}")
-    wanted = set(tensors)
-    names = [name for name in values if name in wanted]
-    zero = ir.Value(name=f"{_PREFIX}/zero", const_value=ir.tensor(np.zeros((), np.float32), name=f"{_PREFIX}/zero"))
-    graph.register_initializer(zero)
-    graph.outputs[:] = [_probe(graph, values[name], zero, index) for index, name in enumerate(names)]
-    RemoveUnusedNodesPass()(model)
-    for value in [value for value in graph.inputs if not value.uses() and not value.is_initializer()]:
-        graph.inputs.remove(value)
-    return model, [str(name) for name in names]
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
+        ir.save(model, path, external_data="probed.data")  # streams the weights: they are in memory only once
+        session = open_session(path)
+        for feed in feeds(session.get_inputs(), samples, batch):
+            found = session.run(None, feed)
+            yield feed, {str(value.name): float(amax) for value, amax in zip(values, found, strict=True)}
 
 
 def _probe(graph: ir.Graph, value: ir.Value, zero: ir.Value, index: int) -> ir.Value:
-    """Append the nodes that reduce `value` to its scalar; a Cast of float32 to itself costs nothing."""
+    """Append the nodes that reduce `value` to its scalar."""
 
     def add(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         node = ir.node(op_type, inputs, attributes=attributes, name=f"{_PREFIX}/{index}/{op_type}")
@@ -98,45 +97,8 @@ def _probe(graph: ir.Graph, value: ir.Value, zero: ir.Value, index: int) -> ir.V
         graph.append(node)
         return node.outputs[0]
 
-    x = add("Cast", value, to=int(ir.DataType.FLOAT))
+    x = as_float32(graph, value, f"{_PREFIX}/{index}/Cast")
     largest = add("Max", add("ReduceMax", x, keepdims=0), add("Neg", add("ReduceMin", x, keepdims=0)))
     output = add("Add", largest, add("Mul", add("ReduceL1", x, keepdims=0), zero))
     output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     return output
-
-
-def _open_session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.add_session_config_entry(*_EXACT_INT8)
-    # Each scalar right after its tensor: the default order takes them all at the end, and all tensors wait for it.
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    return onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=[_MOVES_QDQ]
-    )
-
-
-def _feeds(inputs: Sequence[Any], samples: Mapping[str, Array], batch: int) -> Iterator[dict[str, Array]]:
-    """The samples in batches; a fixed batch is filled up with its last sample, which changes no maximum."""
-    for wanted in inputs:
-        if wanted.name not in samples:
-            raise GpusqError(
-                f"there are no samples for the input {wanted.name!r}", hint="give every input of the model"
-            )
-    fixed = next((wanted.shape[0] for wanted in inputs if wanted.shape and isinstance(wanted.shape[0], int)), None)
-    step, count = fixed or batch, min((len(samples[wanted.name]) for wanted in inputs), default=1)
-    for start in range(0, count, step):
-        rows = np.arange(start, start + step if fixed else min(start + step, count)).clip(max=count - 1)
-        yield {wanted.name: samples[wanted.name][rows] for wanted in inputs}
-
-
-def _check_finite(names: Sequence[str], found: npt.NDArray[np.float32]) -> None:
-    for name, value in zip(names, found.tolist(), strict=True):
-        if not np.isfinite(value):
-            raise GpusqError(
-                f"the tensor {name!r} became NaN or infinite on the samples",
-                hint="check the samples' preprocessing and the model in float32",
-            )

@@ -1,0 +1,97 @@
+"""Run an ONNX graph on onnxruntime's CPU provider to look inside: chosen values become the outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from profiles.errors import GpusqError
+
+Array = npt.NDArray[Any]
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+_ERRORS_ONLY = 3
+# Exact 8-bit products on processors without VNNI; and onnxruntime cannot load what this optimizer makes of some
+# quantizers (microsoft/onnxruntime#25526).
+_EXACT_INT8 = ("session.x64quantprecision", "1")
+_MOVES_QDQ = "QDQPropagationTransformer"
+
+
+def float_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """What may hold floats in the main graph, in its order: inputs, constants, outputs of nodes."""
+    for value in (*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)):
+        if value.dtype in (None, *FLOATS):
+            yield value
+
+
+def choose(graph: ir.Graph, tensors: Sequence[str]) -> list[ir.Value]:
+    """The float values called `tensors`, in the graph's order.
+
+    Raises:
+        ValueError: the graph has no float tensor of a given name.
+    """
+    values = {value.name: value for value in float_values(graph)}
+    for name in tensors:
+        if name not in values:
+            raise ValueError(f"the graph has no float tensor {name!r}")
+    wanted = set(tensors)
+    return [value for name, value in values.items() if name in wanted]
+
+
+def as_float32(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
+    """Append a Cast of `value` to float32; one of float32 to itself costs nothing."""
+    node = ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)}, name=name)
+    node.outputs[0].name, node.outputs[0].type = f"{name}:0", ir.TensorType(ir.DataType.FLOAT)
+    graph.append(node)
+    return node.outputs[0]
+
+
+def answer_only(model: ir.Model, outputs: Sequence[ir.Value]) -> None:
+    """Make `outputs` the outputs of the graph; what only the former ones needed goes, inputs among it."""
+    graph = model.graph
+    graph.outputs[:] = outputs
+    RemoveUnusedNodesPass()(model)
+    for value in [value for value in graph.inputs if not value.uses() and not value.is_initializer()]:
+        graph.inputs.remove(value)
+
+
+def open_session(path: Path) -> Any:
+    """An onnxruntime session of the file at `path` on all cores of this process."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.add_session_config_entry(*_EXACT_INT8)
+    # Each reduction right after its tensor: the default order takes them all at the end, and all tensors wait for it.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    return onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=[_MOVES_QDQ]
+    )
+
+
+def feeds(
+    inputs: Sequence[Any], samples: Mapping[str, Array], batch: int, first: int = 0
+) -> Iterator[dict[str, Array]]:
+    """The samples in batches, from batch `first` on; a fixed batch is filled up with its last sample."""
+    for wanted in inputs:
+        if wanted.name not in samples:
+            raise GpusqError(
+                f"there are no samples for the input {wanted.name!r}", hint="give every input of the model"
+            )
+    fixed = fixed_batch(inputs)
+    step, count = fixed or batch, min((len(samples[wanted.name]) for wanted in inputs), default=1)
+    for start in range(first * step, count, step):
+        rows = np.arange(start, start + step if fixed else min(start + step, count)).clip(max=count - 1)
+        yield {wanted.name: samples[wanted.name][rows] for wanted in inputs}
+
+
+def fixed_batch(inputs: Sequence[Any]) -> int | None:
+    """The number of samples that the session's inputs take at once, where that is fixed."""
+    return next((wanted.shape[0] for wanted in inputs if wanted.shape and isinstance(wanted.shape[0], int)), None)
