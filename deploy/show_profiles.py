@@ -20,6 +20,7 @@ SCHEMA = 1
 _HEADING = ("profile", "device", "CC", "memory", "runtime", "plan")
 _TYPE_NAMES = {"fp16_acc16": "fp16, fp16 sums", "fp8_acc16": "fp8, fp16 sums"}
 _WIDTH = 80
+_LABEL = 20
 
 
 class ShownProfile(Device):
@@ -55,14 +56,14 @@ def list_text(shown: ShownProfiles, width: int = _WIDTH) -> str:
     table = Table(*_HEADING, box=None, padding=(0, 1, 0, 0), header_style="")
     for profile in shown.profiles:
         table.add_row(*_row(profile))
-    console = Console(file=StringIO(), width=width, color_system=None, highlight=False)
-    console.print(table)
+    screen = StringIO()
+    Console(file=screen, width=width, color_system=None, highlight=False).print(table)
     aliases = [f"{alias} = {profile.name}" for profile in shown.profiles for alias in profile.aliases]
     notes = [
         f"Also called: {', '.join(aliases)}." if aliases else "",
         "Plan: what this host compiles plans for, ~ where that is the device's nearest relative, - where it cannot.",
     ]
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]  # a StringIO
+    lines = [line.rstrip() for line in screen.getvalue().splitlines()]
     return "\n".join([*lines, "", *(textwrap.fill(note, width, break_on_hyphens=False) for note in notes if note)])
 
 
@@ -70,7 +71,7 @@ def one_text(shown: ShownProfile, width: int = _WIDTH) -> str:
     """Everything that a profile says, for people."""
     parts = [
         f"{shown.title}\n{', '.join((shown.name, *shown.aliases))}",
-        text_table([("", ""), *_facts(shown)]).split("\n", 2)[2],
+        "\n".join(f"{what:{_LABEL}}{value}" for what, value in _facts(shown)),
         text_table([("runtime", "version", "opset", "attention", "float"), *_runtimes(shown)]),
     ]
     if shown.peak_rates is not None:
@@ -133,8 +134,8 @@ def _facts(shown: ShownProfile) -> Iterator[tuple[str, str]]:
         base = f", base {gpu.base_clock_mhz:g}" if gpu.base_clock_mhz else ""
         tensor = f", tensor cores {gpu.tensor_clock_mhz:g}" if gpu.tensor_clock_mhz else ""
         yield "GPU", f"{gpu.sms} SMs at {gpu.boost_clock_mhz:g} MHz{tensor}{base}"
-        yield "L2 cache", f"{gpu.l2_mib:g} MiB" if gpu.l2_mib else "not published"
-        yield "power", f"{gpu.power_w:g} W" if gpu.power_w else "not published"
+        yield "L2 cache", f"{gpu.l2_mib:g} MiB" if gpu.l2_mib else "not known"
+        yield "power", f"{gpu.power_w:g} W" if gpu.power_w else "not known"
     if shown.architecture:
         yield "shared memory", f"{shown.architecture.shared_memory_kib} KiB a SM"
     if memory := shown.memory:

@@ -36,6 +36,8 @@ __all__ = ["AheadOfTime", "AttentionForm", "Device", "FloatType", "OnnxTarget", 
            "load_device"]  # fmt: skip
 
 DEVICES_DIR = Path(__file__).parent / "devices"
+# What is true of the figures of one GPU: a file with a `[gpu]` of its own does not inherit it.
+_OF_ITS_GPU = frozenset({"published", "power", "power_mode"})
 # A word behind a product's name that makes it another product.
 _OTHER_PRODUCT = r"(?! (?:Laptop|Mobile|Max-Q|Ti|SUPER|D)\b)"
 
@@ -172,14 +174,15 @@ def _read(path: Path) -> Device:
 
 
 def _with_inherited(fields: Fields, path: Path) -> Fields:
-    """`fields`, and for what they leave out those of the profile that they inherit from, but for its aliases."""
+    """`fields`, and for what they leave out those of the profile that they inherit from, but its aliases."""
     if "inherits" not in fields:
         return fields
     own = {key: value for key, value in fields.items() if key != "inherits"}
     known = _paths()
     parent = known[one_of(known, str(fields["inherits"]), f"{path}: inherits: no device profile")]
     inherited = _with_inherited(read_toml(parent), parent)
-    return {**{key: value for key, value in inherited.items() if key != "aliases"}, **own}
+    left_out = {"aliases"} | (_OF_ITS_GPU if "gpu" in own else set())
+    return {**{key: value for key, value in inherited.items() if key not in left_out}, **own}
 
 
 def _plain(mode: str) -> str:

@@ -41,6 +41,7 @@ def test_one_profile_is_shown_with_its_figures_and_their_sources(device: Device)
     (shown,) = show_profiles([device]).profiles
     text = one_text(shown)
     flat = " ".join(text.split())
+    assert all(len(line) <= 80 for line in text.splitlines() if "http" not in line)
     assert device.title in text
     assert device.onnx.source in flat
     for part in (device.gpu, device.memory, device.power, device.architecture):

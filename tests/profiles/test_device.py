@@ -213,6 +213,31 @@ def test_a_users_own_file_inherits_what_it_does_not_say(tmp_path: Path) -> None:
     )
 
 
+def test_a_gpu_of_ones_own_inherits_neither_published_rates_nor_power_modes(tmp_path: Path) -> None:
+    gpu = '[gpu]\nsms = 16\nboost_clock_mhz = 1100\nsource = "measured"\n'
+    device = load_device(str(written(tmp_path, f'inherits = "agx-orin"\n{gpu}')))
+    assert (device.published, device.power, device.power_mode) == (None, None, None)
+    assert device.memory == load_device("agx-orin").memory
+    assert device.rates is not None
+    assert device.rates.dense.int8 == pytest.approx(16 * 4096 * 1100e6 / 1e12)
+
+
+def test_a_profile_kept_by_an_older_release_is_read() -> None:
+    kept = {
+        "name",
+        "title",
+        "aliases",
+        "runtime",
+        "runtime_version",
+        "compute_capability",
+        "gpu_name",
+        "onnx",
+        "sparse",
+    }
+    old = load_device("a100").model_dump_json(include={*kept, "ahead_of_time"})
+    assert Device.model_validate_json(old).rates is None
+
+
 def test_what_a_file_says_itself_wins_over_what_it_shares(tmp_path: Path) -> None:
     path = written(tmp_path, 'inherits = "a100"\nruntimes = ["tensorrt-10.3"]\nruntime_version = "10.3, patched"\n')
     device = load_device(str(path))
@@ -222,7 +247,7 @@ def test_what_a_file_says_itself_wins_over_what_it_shares(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('architecture = "sm81"', "architecture: there is no 'sm81' (did you mean 'sm"),
+        ('architecture = "sm81"', "architecture: there is no 'sm81' (did you mean 'sm"),  # several are as near
         ('runtimes = ["tensorrt-12"]', "runtimes: there is no 'tensorrt-12' (did you mean 'tensorrt-11'?)"),
         ('inherits = "agx-orn"', "inherits: no device profile 'agx-orn' (did you mean 'agx-orin'?)"),
         ('inherits = "a100"\narchitecture = 80', "architecture: input should be an object"),

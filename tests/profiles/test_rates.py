@@ -11,8 +11,9 @@ from profiles.rates import FP32_ACCUMULATORS, NUMBER_TYPES, Rates, peak_rates
 
 DEVICES = {device.name: device for device in list_devices()}
 GPUS = {name: device for name, device in DEVICES.items() if device.gpu is not None}
-# Vendors print two or three digits; B200's TF32, 1,100 for 1,125, is the roughest.
-ROUNDING = 0.025
+# Vendors print two or three digits of a rate.
+ROUNDING = 0.013
+ROUGHER = {("b200", "tf32"): 0.025}  # 1,100 for half of FP16's 2,250
 
 
 def published(device: Device) -> list[tuple[str, str, float, float | None]]:
@@ -32,7 +33,7 @@ def test_every_published_rate_is_sms_times_operations_times_clock(name: str) -> 
     assert found
     for part, kind, printed, computed in found:
         assert computed is not None, f"{part} {kind} is published, but the architecture has no rate for it"
-        assert computed == pytest.approx(printed, rel=ROUNDING), f"{part} {kind}"
+        assert computed == pytest.approx(printed, rel=ROUGHER.get((name, kind), ROUNDING)), f"{part} {kind}"
 
 
 @pytest.mark.parametrize("name", GPUS)
