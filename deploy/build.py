@@ -163,7 +163,8 @@ def _why_not_here(device: Device) -> str:
     if not here:
         return f"it is built on {device.title}, and this host has no NVIDIA GPU"
     first = here[0]
-    if first.compute_capability != device.compute_capability or (device.gpu_name or "") not in first.name:
+    named = device.gpu_name is None or device.is_called(first.name)
+    if first.compute_capability != device.compute_capability or not named:
         return f"it is built on {device.title}, and the GPU of this host is {first.name}"
     return "" if tensorrt_api.has_api("tensorrt") else "the Python package tensorrt is not installed here"
 

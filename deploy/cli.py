@@ -6,9 +6,9 @@ Nothing heavy is imported before the command that needs it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -301,23 +301,38 @@ def build(bundle: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("name", required=False)
+@click.option("--power-mode", help="Show NAME as it is in this power mode.")
+@click.option("--detect", is_flag=True, help="Print the name of this host's own profile, and to stderr why.")
 @json_option
-def profiles(name: str | None, as_json: bool) -> None:
-    """List the device profiles, or show the one called NAME."""
+def profiles(name: str | None, power_mode: str | None, detect: bool, as_json: bool) -> None:
+    """List the device profiles, or show the one called NAME, which may be the path of your own."""
+    if detect:
+        _detect(name, as_json)
+        return
+    if power_mode and not name:
+        raise click.UsageError("--power-mode needs the name of a profile")
+    from deploy.show_profiles import list_text, one_text, show_profiles
     from profiles.device import list_devices, load_device
 
-    devices = [load_device(name)] if name else list(list_devices())
-    text = json.dumps({"schema": 1, "profiles": [device.model_dump() for device in devices]}, indent=2)
+    devices = [load_device(name)] if name else list_devices()
+    shown = show_profiles(device.at(power_mode) if power_mode else device for device in devices)
+    width = shutil.get_terminal_size().columns
+    _print(
+        shown.to_json(),
+        lambda: click.echo(one_text(shown.profiles[0], width) if name else list_text(shown, width)),
+        as_json,
+    )
+
+
+def _detect(name: str | None, as_json: bool) -> None:
     if name:
-        _print(text, lambda: click.echo(json.dumps(devices[0].model_dump(), indent=2)), as_json)
-    else:
-        _print(
-            text, lambda: click.echo(_table([("profile", "alias", "device", "runtime"), *map(_row, devices)])), as_json
-        )
+        raise click.UsageError("--detect takes no name")
+    from deploy.detect import detect
 
-
-def _row(device: Any) -> tuple[str, ...]:
-    return device.name, ", ".join(device.aliases), device.title, f"{device.runtime} {device.runtime_version}"
+    found = detect()
+    if not as_json:
+        click.echo(found.why, err=True)
+    _print(found.to_json(), lambda: click.echo(found.profile), as_json)
 
 
 @main.command()
@@ -422,12 +437,6 @@ def _say_bundles(done: Any) -> None:
         for sentence in bundle.manifest.gates_missed:
             click.echo(f"  Gate missed: {sentence}")
         click.echo(f"  report: {bundle.path / 'report.html'}")
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    from deploy.text_table import text_table
-
-    return text_table(rows)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

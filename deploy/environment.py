@@ -17,6 +17,7 @@ _PACKAGES = ("gpusq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "
 _DEVICE_TREE = Path("/proc/device-tree/model")
 _CUDA_VERSION = Path("/usr/local/cuda/version.json")
 _L4T_RELEASE = Path("/etc/nv_tegra_release")
+_MEMORY = Path("/proc/meminfo")
 # Compute capabilities of the Jetson modules (CUDA's list of GPUs): they have no nvidia-smi before JetPack 7.
 _JETSON = {"orin": "8.7", "thor": "11.0", "xavier": "7.2"}
 
@@ -52,6 +53,18 @@ def l4t_release() -> str | None:
     """The release of Jetson Linux, such as `36.4.3`; None where there is none."""
     match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _read(_L4T_RELEASE))
     return f"{match[1]}.{match[2]}" if match else None
+
+
+def power_mode() -> str | None:
+    """The power mode of this Jetson as nvpmodel calls it, such as `MODE_30W`; None where it cannot be asked."""
+    match = re.search(r"NV Power Mode: (\S+)", _answer(["nvpmodel", "-q"]))
+    return match[1] if match else None
+
+
+def memory_gib() -> float:
+    """The memory of this host in GiB, without what the firmware keeps; 0 where it is not known."""
+    match = re.search(r"^MemTotal:\s*(\d+) kB", _read(_MEMORY), re.MULTILINE)
+    return int(match[1]) / 2**20 if match else 0.0
 
 
 def cuda_release() -> str | None:

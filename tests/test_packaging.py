@@ -21,7 +21,9 @@ def test_wheel_has_exactly_these_top_level_names_and_the_shipped_data(tmp_path: 
     assert top == {"calibration", "deploy", "exporters", "profiles", "students"}
     for path in (
         "deploy/report/report.html.j2",
+        "profiles/architectures.toml",
         "profiles/devices/a100-sxm-80gb.toml",
+        "profiles/runtimes.toml",
         "students/fashion_vit/data/student.safetensors",
         "students/fashion_vit/data/test-1000.npz",
     ):

@@ -67,6 +67,7 @@ def test_device_engine_is_not_built_on_something_else(tmp_path: Path, profile: s
     [
         ("a100", "NVIDIA L4", "8.9"),
         ("a100", "NVIDIA A30", "8.0"),
+        ("l4", "NVIDIA L40S", "8.9"),
         ("agx-orin", "NVIDIA Jetson Orin Nano Developer Kit", "8.7"),
     ],
 )

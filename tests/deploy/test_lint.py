@@ -101,7 +101,7 @@ def test_sparse_weights_are_a_finding_and_no_failure(tmp_path: Path) -> None:
         ("nowhere.onnx", "a100", "no such file"),
         (".", "a100", "is a folder"),
         ("text.onnx", "a100", "is no ONNX model"),
-        ("text.onnx", "a10", "no device profile 'a10'"),
+        ("text.onnx", "a1000", "no device profile 'a1000'"),
     ],
 )
 def test_one_error_for_what_cannot_be_read(tmp_path: Path, name: str, profile: str, message: str) -> None:

@@ -208,7 +208,7 @@ def test_one_error_for_what_cannot_be_shown(model: Path, tmp_path: Path, monkeyp
     for model_path, profile, message in (
         (tmp_path / "nowhere", "a100", "no such file"),
         (model, None, "no profile to compile block.onnx for"),
-        (model, "a10", "no device profile 'a10'"),
+        (model, "a1000", "no device profile 'a1000'"),
         (model, "cpu", "nothing compiles for the CPU of this host ahead of time"),
         (model, "a100", "needs TensorRT-RTX"),
     ):
