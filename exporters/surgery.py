@@ -39,7 +39,7 @@ from exporters.passes.select_early import SelectEarly
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.share_key_heads import ShareKeyHeads
 from exporters.passes.split_packed import SplitPacked
-from exporters.passes.type_float16 import TypeFloat16
+from exporters.passes.type_floats import TypeFloats
 from exporters.placement import Placement, places
 from profiles.device import AttentionForm, Device, FloatType
 from profiles.errors import GpusqError
@@ -99,8 +99,8 @@ def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
             repair,
         ]
     passes += [SplitPacked(), FoldConstants()]  # the latter tells the shapes of what is new
-    if target.float_type == "float16":
-        passes += [ClampMasks(), TypeFloat16()]
+    if target.float_type != "float32":
+        passes += [ClampMasks(), TypeFloats(target.float_type)]
     passes.append(AnnotateSparsity(target.device.sparse))
     passes.append(SetOpset(target.device.onnx.opset))
     return passes

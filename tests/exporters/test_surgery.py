@@ -152,9 +152,9 @@ def test_answers_as_the_fake_quantized_student(
 @pytest.mark.parametrize(
     ("device", "float_type", "steps"),
     [
-        ("a100", "float16", ["ShareKeyHeads", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloat16"]),
+        ("a100", "float16", ["ShareKeyHeads", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"]),
         ("a100", "float32", ["LowerAttention", "SplitPacked", "FoldConstants"]),
-        ("agx-orin", "float16", ["LowerAttention", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloat16"]),
+        ("agx-orin", "float16", ["LowerAttention", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"]),
         ("cpu", "float32", ["ShareKeyHeads", "SplitPacked", "FoldConstants"]),
     ],
 )
@@ -166,7 +166,7 @@ def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str
 def test_quantizers_are_placed_on_repaired_float_weights_in_the_form_that_is_compiled() -> None:
     target = Target(load_device("a100"), "float16", "w8a8-mha", repair_sparsity=True)
     placing = ["LowerAttention", "RepairSparsity", "PlaceQuantizers", "LowerFakeQuantize", "RepairQdq"]
-    shaped = [*placing, "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloat16"]
+    shaped = [*placing, "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"]
     assert names(passes_for(target)) == [*CANONICAL, *shaped, "AnnotateSparsity", "SetOpset"]
 
 

@@ -16,7 +16,7 @@ from deploy.plan import read_plan
 from deploy.tensorrt_api import ShapeRange, build_engine
 from exporters.module_names import MODULE_KEY
 from exporters.passes.fuse_rms_norm import FuseRmsNorm
-from exporters.passes.type_float16 import TypeFloat16
+from exporters.passes.type_floats import TypeFloats
 
 Run = Callable[..., npt.NDArray[np.float32]]
 
@@ -131,7 +131,7 @@ def test_compiles_to_no_more_kernels_than_written_out(after: str, tmp_path: Path
 
 
 def kernels(model: ir.Model, folder: Path) -> int:
-    TypeFloat16()(model)
+    TypeFloats("float16")(model)
     ir.save(model, folder / "model.onnx")
     built = build_engine(folder / "model.onnx", "tensorrt-rtx", compute_capability="SM80", batch=ShapeRange(1, 8, 32))
     return len(read_plan(built.log, model, source=built.runtime, target="SM80").kernels)

@@ -20,7 +20,7 @@ from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
 from exporters.passes.outcome import LeftAlone, Outcome
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
-from exporters.passes.type_float16 import TypeFloat16
+from exporters.passes.type_floats import TypeFloats
 from exporters.quantizer import spread
 from profiles.device import FloatType
 from profiles.errors import GpusqError
@@ -220,7 +220,7 @@ def test_float16_scales_survive_typing_bit_for_bit() -> None:
     quantized(model, float_type="float16")
     before = {name: array_of(value) for name, value in model.graph.initializers.items() if name.endswith("_scale")}
     assert len(before) == 2
-    TypeFloat16()(model)
+    TypeFloats("float16")(model)
     for name, scale in before.items():
         typed = array_of(model.graph.initializers[name])
         assert typed.dtype == np.float16
