@@ -34,7 +34,12 @@ _MOVES_QDQ = "QDQPropagationTransformer"
 
 
 def measure_amax(
-    model: Path | ir.Model, tensors: Sequence[str], samples: Mapping[str, Array], batch: int
+    model: Path | ir.Model,
+    tensors: Sequence[str],
+    samples: Mapping[str, Array],
+    batch: int,
+    *,
+    check_finite: bool = True,
 ) -> dict[str, float]:
     """Return the largest absolute value of each of `tensors` over all samples, computed in float32 on the CPU.
 
@@ -43,6 +48,7 @@ def measure_amax(
         tensors: names of float tensors of the main graph: inputs, constants or outputs of nodes.
         samples: arrays [N, …] by input name, as the model takes them; memory-mapped ones are read batch by batch.
         batch: samples a run; a model with a fixed batch size is run at that one.
+        check_finite: whether a tensor that is not finite is an error; else its value is infinite or NaN.
 
     Raises:
         GpusqError: an input has no samples, or a tensor became NaN or infinite.
@@ -58,7 +64,8 @@ def measure_amax(
         largest = np.zeros(len(names), np.float32)
         for feed in _feeds(session.get_inputs(), samples, batch):
             found = np.array(session.run(None, feed), np.float32)
-            _check_finite(names, found)
+            if check_finite:
+                _check_finite(names, found)
             largest = np.maximum(largest, found)
     by_name = dict(zip(names, largest.tolist(), strict=True))
     return {name: by_name[name] for name in tensors}

@@ -109,7 +109,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     progress = job.progress
     model = job.exported.model.clone()
     target = job.target(device)
-    passes = surgery(model, target, job.measure)
+    passes = surgery(model, target, job.measure, job.ranges)
     check_rules(model, device)
     save_onnx(model, bundle / MODEL_FILE)
     onnx.checker.check_model(bundle / MODEL_FILE, full_check=True)

@@ -19,6 +19,7 @@ from deploy.manifest import Source
 from deploy.progress import Progress, tell_all
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
+from exporters.passes.place_quantizers import Measure
 from exporters.placement import Placement, measures, places
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target
@@ -116,6 +117,16 @@ class Job:
             self._check_measurable()
         with self.progress.working("measuring ranges"):
             return measure_amax(model, names, self.samples.inputs, self.fixed_batch or verify.BATCH)
+
+    @property
+    def ranges(self) -> Measure | None:
+        """Tells the largest absolute values of tensors on the samples, infinite ones too; None without samples."""
+        return None if self.data is None else self._ranges
+
+    def _ranges(self, model: ir.Model, names: Sequence[str]) -> dict[str, float]:
+        with self.progress.working("measuring ranges"):
+            batch = self.fixed_batch or verify.BATCH
+            return measure_amax(model, names, self.samples.inputs, batch, check_finite=False)
 
     def _check_measurable(self) -> None:
         if self.data is None:

@@ -93,7 +93,7 @@ def operate(
     job.load([device])
     graph = job.exported.model
     nodes_before = len(graph.graph)
-    passes = surgery(graph, job.target(device), job.measure)
+    passes = surgery(graph, job.target(device), job.measure, job.ranges)
     check_rules(graph, device)
     with staged_files(out) as staged:
         files = save_onnx(graph, staged)

@@ -69,8 +69,11 @@ class Target:
         return "matmul" if self.placement == "w8a8-mha" else self.device.onnx.attention
 
 
-def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
-    """The passes for `target`, in their order; `measure` tells the ranges of the activations that get quantizers."""
+def passes_for(target: Target, measure: Measure | None = None, ranges: Measure | None = None) -> list[Pass]:
+    """The passes for `target`, in their order.
+
+    `measure` tells the ranges of the activations that get quantizers, `ranges` those of all that gets a shorter type.
+    """
     repair = RepairQdq(target.device.sparse, keep_outputs=target.placement == "sparse-int8")
     passes: list[Pass] = [
         RaiseOpset(target.device.onnx.opset),
@@ -100,24 +103,28 @@ def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
         ]
     passes += [SplitPacked(), FoldConstants()]  # the latter tells the shapes of what is new
     if target.float_type != "float32":
-        passes += [ClampMasks(), TypeFloats(target.float_type)]
+        passes += [ClampMasks(), TypeFloats(target.float_type, ranges)]
     passes.append(AnnotateSparsity(target.device.sparse))
     passes.append(SetOpset(target.device.onnx.opset))
     return passes
 
 
-def surgery(model: ir.Model, target: Target, measure: Measure | None = None) -> list[Outcome]:
+def surgery(
+    model: ir.Model, target: Target, measure: Measure | None = None, ranges: Measure | None = None
+) -> list[Outcome]:
     """Run the passes on `model`, in place, and return what each did.
 
     Args:
         model: a float32 graph, whose quantizers, if any, are Q/DQ.
         target: what the graph is made for.
         measure: tells the ranges of activations; needed where the placement quantizes any.
+        ranges: tells the ranges of all activations, infinite ones too, so that those beyond float16 stay float32.
 
     Raises:
-        GpusqError: the placement needs ranges and there is no `measure`, or a constant is beyond float16.
+        GpusqError: the placement needs ranges and there is no `measure`, or a constant is beyond float16
+                and `ranges` is not there to tell what comes of it.
     """
-    return [step(model) for step in passes_for(target, measure)]
+    return [step(model) for step in passes_for(target, measure, ranges)]
 
 
 def _unmeasured(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:

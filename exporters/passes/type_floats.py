@@ -16,6 +16,11 @@ writes Half, behind a float32 one it writes Float, twice the bytes. So train wit
 In the same way an island of nodes works in float32 that computes from integers or with constants beyond the type's
 range (`exporters.passes.float_islands`), and so does a single input that ONNX allows no other type
 (`exporters.float_ports`).
+
+With samples, the largest value of every tensor is known. One that comes within a factor of two of 65504 stays float32,
+and so do the nodes that make and read it. The factor is for inputs that no sample shows: the largest of n values grows
+as √(2 ln n) where they are normal and as ln n where they are exponential, so a thousand times more than a million of
+them reach 1.2 or 1.5 times as far. The range of bfloat16 is that of float32, and is not measured.
 """
 
 from __future__ import annotations
@@ -37,8 +42,14 @@ from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.float_islands import F32, behind_constants, control_flow, from_integers, quantized_inputs
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Change, LeftAlone, Outcome
+from exporters.passes.place_quantizers import Measure
 from exporters.slices import flat_slices
 from profiles.errors import GpusqError
+
+KEPT_KEY = "gpusq.float32"
+"""Metadata of a node that samples have shown to need float32: the reason, for a later run that has none."""
+MARGIN = 2.0
+_UNKNOWN = "its values are not all finite on the samples: it is typed all the same"
 
 # The largest finite numbers: (2 − 2^−10)·2^15 and (2 − 2^−7)·2^127.
 _LIMITS = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: (2 - 2.0**-7) * 2.0**127}
@@ -46,9 +57,13 @@ _LIMITS = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: (2 - 2.0**-7) * 2
 
 @dataclass(frozen=True)
 class TypeFloats:
-    """Type a float32 graph as `float_type`."""
+    """Type a float32 graph as `float_type`; `measure` tells the ranges of tensors, where there are samples.
+
+    What it tells may be infinite or NaN.
+    """
 
     float_type: Literal["float16", "bfloat16"]
+    measure: Measure | None = None
 
     def __call__(self, model: ir.Model) -> Outcome:
         """Type it.
@@ -64,19 +79,33 @@ class TypeFloats:
         scales = dict.fromkeys(value for node in graph if node.op_type in QDQ for value in _inexact_scale(node, short))
         whole = from_integers(graph)
         large = _large_constants(graph, short)
+        amax = self._measured(model)
+        limit = _LIMITS[short] / MARGIN
+        reaching = {value: found for value, found in amax.items() if np.isfinite(found) and found > limit}
+        _mark(reaching)
         wide = {
             *(node for node in graph if node.op_type in QDQ and node.inputs[1] in scales),
+            *(node for node in graph if KEPT_KEY in node.metadata_props),
             *quantized_inputs(graph),
             *control_flow(graph),
             *whole,
-            *_bounded(graph, large, self.float_type),
+            *(_readers(large) if amax else _bounded(graph, large, self.float_type)),
         }
         changed = _Typing(graph, short, opset, wide).run()
         writes = {"float16": "Half", "bfloat16": "BFloat16"}[self.float_type]
         why = f"it is no {self.float_type} number: kept in float32, and its GEMM writes Float, not {writes}"
-        changes = [*_told_integers(whole), *_told_constants(large)] if changed else []
-        left = tuple(LeftAlone(value.name or "", why) for value in scales)
-        return Outcome(f"type {self.float_type}", changed, left, tuple(changes))
+        changes = [*_told_integers(whole), *_told_constants(large), *_told_ranges(reaching)] if changed else []
+        left = [LeftAlone(value.name or "", why) for value in scales]
+        left += [LeftAlone(value.name or "", _UNKNOWN) for value, found in amax.items() if not np.isfinite(found)]
+        return Outcome(f"type {self.float_type}", changed, tuple(left), tuple(changes))
+
+    def _measured(self, model: ir.Model) -> dict[ir.Value, float]:
+        """The largest magnitude of each float32 tensor that is computed and read."""
+        if self.measure is None or self.float_type != "float16":
+            return {}
+        values = [value for value in _computed(model.graph) if value.dtype == F32 and value.name]
+        found = self.measure(model, [value.name or "" for value in values]) if values else {}
+        return {value: found[value.name or ""] for value in values}
 
 
 class _Typing:
@@ -227,9 +256,21 @@ def _bounded(graph: ir.Graph, large: Mapping[ir.Value, float], float_type: str) 
         if unbounded is not None:
             raise GpusqError(
                 f"constant {unbounded.name!r} holds {large[unbounded]:g}, beyond the range of {float_type}",
-                hint="convert with --precision fp32",
+                hint="give samples with --data, which show what stays in range, or convert with --precision fp32",
             )
     return found
+
+
+def _readers(values: Collection[ir.Value]) -> Collection[ir.Node]:
+    return {node for value in values for node, _ in value.uses()}
+
+
+def _mark(reaching: Mapping[ir.Value, float]) -> None:
+    """Note on the nodes that make and read these values that they work in float32, and why."""
+    for value, amax in reaching.items():
+        producer = value.producer()
+        for node in (*([] if producer is None else [producer]), *_readers([value])):
+            node.metadata_props.setdefault(KEPT_KEY, f"{value.name} reaches {amax:g}")
 
 
 def _told_integers(nodes: Mapping[ir.Node, ir.Node]) -> Iterator[Change]:
@@ -240,3 +281,8 @@ def _told_integers(nodes: Mapping[ir.Node, ir.Node]) -> Iterator[Change]:
 def _told_constants(large: Mapping[ir.Value, float]) -> Iterator[Change]:
     for value, largest in large.items():
         yield Change(value.name or "", f"beyond the range at {largest:g}: what reads it stays float32")
+
+
+def _told_ranges(reaching: Mapping[ir.Value, float]) -> Iterator[Change]:
+    for value, amax in reaching.items():
+        yield Change(value.name or "", f"reaches {amax:g} on the samples: what makes and reads it stays float32")
