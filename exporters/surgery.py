@@ -39,7 +39,7 @@ from exporters.passes.select_early import SelectEarly
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.share_key_heads import ShareKeyHeads
 from exporters.passes.split_packed import SplitPacked
-from exporters.passes.type_floats import TypeFloats
+from exporters.passes.type_floats import IoTypes, TypeFloats
 from exporters.placement import Placement, places
 from profiles.device import AttentionForm, Device, FloatType
 from profiles.errors import GpusqError
@@ -54,12 +54,14 @@ class Target:
         float_type: the type of what is not quantized.
         placement: the quantizers that it gets where it has none.
         repair_sparsity: whether layers that are 2:4 but for a few groups are pruned to it.
+        io_types: whether inputs and outputs stay float32 or get the graph's type.
     """
 
     device: Device
     float_type: FloatType
     placement: Placement = "as-trained"
     repair_sparsity: bool = False
+    io_types: IoTypes = "keep"
 
     @property
     def attention(self) -> AttentionForm:
@@ -103,7 +105,7 @@ def passes_for(target: Target, measure: Measure | None = None, ranges: Measure |
         ]
     passes += [SplitPacked(), FoldConstants()]  # the latter tells the shapes of what is new
     if target.float_type != "float32":
-        passes += [ClampMasks(), TypeFloats(target.float_type, ranges)]
+        passes += [ClampMasks(), TypeFloats(target.float_type, ranges, target.io_types)]
     passes.append(AnnotateSparsity(target.device.sparse))
     passes.append(SetOpset(target.device.onnx.opset))
     return passes

@@ -27,8 +27,10 @@ else:
 DEVICES_DIR = Path(__file__).parent / "devices"
 
 Runtime = Literal["tensorrt", "onnxruntime"]
-FloatType = Literal["float32", "float16"]
+FloatType = Literal["float32", "float16", "bfloat16"]
 AttentionForm = Literal["op", "matmul"]
+
+_BFLOAT16_FROM = 8.0
 
 
 class AheadOfTime(Record):
@@ -78,6 +80,11 @@ class Device(Record):
     onnx: OnnxTarget
     ahead_of_time: AheadOfTime | None = None
     sparse: SparseKernels | None = None
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether its tensor cores take bfloat16: from compute capability 8.0 on (CUDA C++ programming guide, 17.2)."""
+        return self.compute_capability is not None and float(self.compute_capability) >= _BFLOAT16_FROM
 
 
 def load_device(name: str) -> Device:

@@ -42,17 +42,16 @@ from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.float_islands import F32, behind_constants, control_flow, from_integers, quantized_inputs
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Change, LeftAlone, Outcome
-from exporters.passes.place_quantizers import Measure
+from exporters.passes.place_quantizers import LARGEST, Measure
 from exporters.slices import flat_slices
 from profiles.errors import GpusqError
 
+IoTypes = Literal["keep", "graph"]
+"""Whether inputs and outputs of the graph stay float32 behind a Cast, or get the type of the graph."""
 KEPT_KEY = "gpusq.float32"
 """Metadata of a node that samples have shown to need float32: the reason, for a later run that has none."""
 MARGIN = 2.0
 _UNKNOWN = "its values are not all finite on the samples: it is typed all the same"
-
-# The largest finite numbers: (2 − 2^−10)·2^15 and (2 − 2^−7)·2^127.
-_LIMITS = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: (2 - 2.0**-7) * 2.0**127}
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class TypeFloats:
 
     float_type: Literal["float16", "bfloat16"]
     measure: Measure | None = None
+    io_types: IoTypes = "keep"
 
     def __call__(self, model: ir.Model) -> Outcome:
         """Type it.
@@ -78,20 +78,20 @@ class TypeFloats:
                 infer_shape(node, opset)
         scales = dict.fromkeys(value for node in graph if node.op_type in QDQ for value in _inexact_scale(node, short))
         whole = from_integers(graph)
-        large = _large_constants(graph, short)
+        large = _large_constants(graph, LARGEST[self.float_type])
         amax = self._measured(model)
-        limit = _LIMITS[short] / MARGIN
+        limit = LARGEST[self.float_type] / MARGIN
         reaching = {value: found for value, found in amax.items() if np.isfinite(found) and found > limit}
         _mark(reaching)
         wide = {
             *(node for node in graph if node.op_type in QDQ and node.inputs[1] in scales),
             *(node for node in graph if KEPT_KEY in node.metadata_props),
-            *quantized_inputs(graph),
+            *(quantized_inputs(graph) if self.io_types == "keep" else ()),
             *control_flow(graph),
             *whole,
             *(_readers(large) if amax else _bounded(graph, large, self.float_type)),
         }
-        changed = _Typing(graph, short, opset, wide).run()
+        changed = _Typing(graph, short, opset, wide, self.io_types).run()
         writes = {"float16": "Half", "bfloat16": "BFloat16"}[self.float_type]
         why = f"it is no {self.float_type} number: kept in float32, and its GEMM writes Float, not {writes}"
         changes = [*_told_integers(whole), *_told_constants(large), *_told_ranges(reaching)] if changed else []
@@ -111,11 +111,14 @@ class TypeFloats:
 class _Typing:
     """The typing of one graph, where the nodes `wide` work in float32."""
 
-    def __init__(self, graph: ir.Graph, short: ir.DataType, opset: int, wide: Collection[ir.Node]) -> None:
+    def __init__(
+        self, graph: ir.Graph, short: ir.DataType, opset: int, wide: Collection[ir.Node], io_types: IoTypes
+    ) -> None:
         self.graph = graph
         self.short = short
         self.opset = opset
         self.wide = wide
+        self.answered = F32 if io_types == "keep" else short
         self.inserter = Inserter(graph)
         nodes = list(graph)
         self.next_node = dict(zip(nodes, [*nodes[1:], None], strict=True))
@@ -126,12 +129,18 @@ class _Typing:
         typed = [value for value in floats if self.type_output(value)]
         constants = [value for value in self.graph.initializers.values() if value.dtype == F32]
         typed += [value for value in constants if self.type_constant(value)]
-        return len(typed) + sum(self.cast(value) for value in floats)
+        casts = sum(self.cast(value) for value in floats)
+        return len(typed) + casts + self.drop_casts()
 
     def type_output(self, value: ir.Value) -> bool:
         """Give what a node makes the short type, unless it stays float32."""
         node = value.producer()
-        if node is None or self.stays(node, value):
+        if node is None and self.answered == F32:
+            return False
+        if node is None:
+            value.type = ir.TensorType(self.short)
+            return True
+        if self.stays(node, value):
             return False
         if node.op_type == "Cast" and not node.domain:
             node.attributes["to"] = ir.AttrInt64("to", int(self.short))
@@ -145,7 +154,8 @@ class _Typing:
             return True
         if node.op_type == "Cast" and not node.domain:
             readers = [self.read_type(user, index) for user, index in value.uses()]
-            return set(readers) <= {F32, None} and (bool(readers) or value.is_graph_output())
+            readers += [self.answered] * value.is_graph_output()
+            return bool(readers) and set(readers) <= {F32, None}
         return not may_give(node, value.index() or 0, self.short, self.opset)
 
     def read_type(self, node: ir.Node, index: int) -> ir.DataType | None:
@@ -169,8 +179,7 @@ class _Typing:
         shape = array_shape(value)
         value.const_value = derived_tensor([tensor], lambda array: array.astype(dtype), self.short, shape, value.name)
         value.type = ir.TensorType(self.short)
-        if value.is_graph_output():
-            self.answer_float32(value)
+        self.answer(value)
         return True
 
     def cast(self, value: ir.Value) -> bool:
@@ -181,10 +190,7 @@ class _Typing:
             cast = self.add_cast(value, other, [node for node, _ in uses])
             for node, index in uses:
                 node.replace_input_with(index, cast)
-        answered = value.is_graph_output() and other == F32
-        if answered:
-            self.answer_float32(value)
-        return bool(uses) or answered
+        return self.answer(value) or bool(uses)
 
     def add_cast(self, value: ir.Value, dtype: ir.DataType, users: Collection[ir.Node]) -> ir.Value:
         """Cast it right where it is made, for the module of the node that works in float32."""
@@ -200,15 +206,33 @@ class _Typing:
             shape=value.shape,
         )
 
-    def answer_float32(self, value: ir.Value) -> None:
-        """Let the graph answer `value` in float32, under its name."""
-        name, value.name = value.name, f"{value.name}_{self.short.name.lower()}"
-        attributes = {"to": int(F32)}
-        cast = self.inserter.node("Cast", [value], dtype=F32, module="", attributes=attributes, shape=value.shape)
+    def answer(self, value: ir.Value) -> bool:
+        """Let the graph answer an output in the other type, under its name, where it is to; return whether it is."""
+        if not value.is_graph_output() or value.dtype == self.answered or value.is_graph_input():
+            return False
+        dtype = self.answered
+        name, value.name = value.name, f"{value.name}_{value.dtype.name.lower() if value.dtype else 'untyped'}"
+        attributes = {"to": int(dtype)}
+        cast = self.inserter.node("Cast", [value], dtype=dtype, module="", attributes=attributes, shape=value.shape)
         cast.name = name
         for index, output in enumerate(self.graph.outputs):
             if output is value:
                 self.graph.outputs[index] = cast
+        return True
+
+    def drop_casts(self) -> int:
+        """Remove the casts of the short type to itself; return how many."""
+        same = [node for node in self.graph if node.op_type == "Cast" and not node.domain and self.is_same(node)]
+        for node in same:
+            assert node.inputs[0] is not None
+            self.inserter.replace(node, node.inputs[0])
+        return len(same)
+
+    def is_same(self, cast: ir.Node) -> bool:
+        """Whether a Cast casts the short type to itself, and what it reads can answer for it where the graph does."""
+        (x,), (y,) = cast.inputs, cast.outputs
+        named = x is None or x.is_graph_input() or x.is_graph_output() or x.is_initializer()
+        return x is not None and x.dtype == y.dtype == self.short and not (named and y.is_graph_output())
 
 
 def _computed(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -227,9 +251,8 @@ def _inexact_scale(node: ir.Node, short: ir.DataType) -> list[ir.Value]:
     return [] if exact else [scale]
 
 
-def _large_constants(graph: ir.Graph, short: ir.DataType) -> dict[ir.Value, float]:
+def _large_constants(graph: ir.Graph, limit: float) -> dict[ir.Value, float]:
     """The float32 constants that hold finite values beyond the range of the type, each with its largest magnitude."""
-    limit = _LIMITS[short]
     largest: dict[ir.Value, float] = {}
     for value in graph.initializers.values():
         scales = all(node.op_type in QDQ for node, _ in value.uses())

@@ -234,3 +234,51 @@ def test_a_constant_beyond_float16_is_an_error() -> None:
     with pytest.raises(GpusqError, match=r"^constant 'w' holds 70000, beyond the range of float16$") as caught:
         TypeFloats("float16")(ir.from_onnx_text(FLOATS.replace("-1.7", "-70000")))
     assert "--precision fp32" in caught.value.hint
+
+
+def test_io_types_of_the_graph_need_no_cast(run: Run) -> None:
+    model = ir.from_onnx_text(FLOATS)
+    TypeFloats("float16", io_types="graph")(model)
+    assert op_types(model) == ["LayerNormalization", "MatMul"]
+    assert [value.dtype for value in (*model.graph.inputs, *model.graph.outputs)] == [FLOAT16, FLOAT16]
+    assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["x", "y"]
+    x = np.random.default_rng(0).integers(-64, 64, (64, 4)).astype(np.float32) / 16
+    before = run(ir.from_onnx_text(FLOATS), x=x)
+    assert np.abs(run(model, x=x.astype(np.float16)) - before).max() <= 2e-3 * np.abs(before).max()
+    assert TypeFloats("float16", io_types="graph")(model).changed == 0
+
+
+def test_io_types_of_the_graph_take_away_the_casts_of_a_typed_graph() -> None:
+    model = typed(FLOATS)
+    TypeFloats("float16", io_types="graph")(model)
+    fresh = ir.from_onnx_text(FLOATS)
+    TypeFloats("float16", io_types="graph")(fresh)
+    assert op_types(model) == op_types(fresh)
+    assert [value.name for value in model.graph.outputs] == ["y"]
+    assert {value.dtype for value in (*model.graph.inputs, *model.graph.outputs)} == {FLOAT16}
+
+
+def test_an_output_that_is_computed_in_float32_is_cast_to_the_type_of_the_graph() -> None:
+    quantized = "[q2] v = QuantizeLinear(u, s, z) [dq2] y = DequantizeLinear(v, s, z)"
+    model = ir.from_onnx_text(INEXACT.replace("[add] y = Add(t, b)", f"[add] u = Add(t, b) {quantized}"))
+    TypeFloats("float16", io_types="graph")(model)
+    (output,) = model.graph.outputs
+    assert (output.name, output.dtype) == ("y", FLOAT16)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+@pytest.mark.parametrize("text", [FLOATS, QUANTIZED, INEXACT, HIDDEN, HIDDEN_INEXACT])
+def test_types_as_bfloat16_and_a_second_run_changes_nothing(text: str) -> None:
+    model = ir.from_onnx_text(text)
+    first = TypeFloats("bfloat16")(model)
+    assert first.name == "type bfloat16"
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    before = ir.to_proto(model)
+    assert TypeFloats("bfloat16")(model).changed == 0
+    assert ir.to_proto(model) == before
+
+
+def test_a_constant_that_float16_cannot_hold_is_none_to_bfloat16() -> None:
+    model = ir.from_onnx_text(FLOATS.replace("-1.7", "-70000"))
+    TypeFloats("bfloat16")(model)
+    assert model.graph.initializers["w"].dtype == ir.DataType.BFLOAT16
