@@ -22,11 +22,14 @@ from exporters.passes.fold_constants import FoldConstants
 from exporters.passes.fuse_attention import FuseAttention
 from exporters.passes.fuse_gelu import FuseGelu
 from exporters.passes.fuse_layer_norm import FuseLayerNorm
+from exporters.passes.fuse_rms_norm import OPSET as RMS_NORM_OPSET
 from exporters.passes.fuse_rms_norm import FuseRmsNorm
 from exporters.passes.fuse_silu import FuseSilu
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_einsum import LowerEinsum
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
+from exporters.passes.lower_rms_norm import LowerRmsNorm
+from exporters.passes.lower_rotary import LowerRotary
 from exporters.passes.merge_grouped_projections import MergeGroupedProjections
 from exporters.passes.merge_projections import MergeProjections
 from exporters.passes.outcome import Outcome, Pass
@@ -95,6 +98,8 @@ def passes_for(target: Target, measure: Measure | None = None, ranges: Measure |
         SelectEarly(),
     ]
     passes.append(LowerAttention() if target.attention == "matmul" else ShareKeyHeads())
+    if target.device.onnx.opset < RMS_NORM_OPSET:
+        passes += [LowerRmsNorm(), LowerRotary()]
     if target.repair_sparsity:
         passes.append(RepairSparsity())
     if places(target.placement):

@@ -20,6 +20,8 @@ import onnx_ir as ir
 from exporters.linears import find_linears
 
 F32 = ir.DataType.FLOAT
+KEPT_KEY = "gpusq.float32"
+"""Metadata of a node that works in float32 whatever the type of its graph: the reason."""
 # Operators that move their first input and compute nothing.
 _MOVES = frozenset({"Pad", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Identity"})
 _ALSO_MOVES = _MOVES | {"Concat", "Expand", "Gather", "GatherElements", "GatherND", "Split", "Tile", "Trilu", "Where"}

@@ -39,7 +39,14 @@ from exporters.float_ports import may_give, may_read, reads_any
 from exporters.infer_shape import infer_shape
 from exporters.linears import QDQ, array_of, array_shape, trace_back
 from exporters.module_names import MODULE_KEY, label_of
-from exporters.passes.float_islands import F32, behind_constants, control_flow, from_integers, quantized_inputs
+from exporters.passes.float_islands import (
+    F32,
+    KEPT_KEY,
+    behind_constants,
+    control_flow,
+    from_integers,
+    quantized_inputs,
+)
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Change, LeftAlone, Outcome
 from exporters.passes.place_quantizers import LARGEST, Measure
@@ -48,8 +55,6 @@ from profiles.errors import GpusqError
 
 IoTypes = Literal["keep", "graph"]
 """Whether inputs and outputs of the graph stay float32 behind a Cast, or get the type of the graph."""
-KEPT_KEY = "gpusq.float32"
-"""Metadata of a node that samples have shown to need float32: the reason, for a later run that has none."""
 MARGIN = 2.0
 _UNKNOWN = "its values are not all finite on the samples: it is typed all the same"
 

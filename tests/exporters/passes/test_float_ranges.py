@@ -12,8 +12,9 @@ import onnx_ir as ir
 import pytest
 
 from calibration.ranges import measure_amax
+from exporters.passes.float_islands import KEPT_KEY
 from exporters.passes.outcome import Change, LeftAlone, Outcome
-from exporters.passes.type_floats import KEPT_KEY, TypeFloats
+from exporters.passes.type_floats import TypeFloats
 
 Array = npt.NDArray[np.float32]
 Run = Callable[..., Array]
