@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from calibration.feed import fit
 from profiles.errors import GpusqError
 
 Array = npt.NDArray[Any]
@@ -20,6 +21,8 @@ _ERRORS_ONLY = 3
 # Exact 8-bit products on processors without VNNI; and onnxruntime cannot load what this optimizer makes of some
 # quantizers (microsoft/onnxruntime#25526).
 _EXACT_INT8 = ("session.x64quantprecision", "1")
+# Quantizers are computed as they stand: fusing them fails where a tensor in between is to be measured.
+_QDQ_AS_THEY_ARE = ("session.disable_quant_qdq", "1")
 _MOVES_QDQ = "QDQPropagationTransformer"
 
 
@@ -69,6 +72,7 @@ def open_session(path: Path) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.add_session_config_entry(*_EXACT_INT8)
+    options.add_session_config_entry(*_QDQ_AS_THEY_ARE)
     # Each reduction right after its tensor: the default order takes them all at the end, and all tensors wait for it.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     return onnxruntime.InferenceSession(
@@ -89,7 +93,7 @@ def feeds(
     step, count = fixed or batch, min((len(samples[wanted.name]) for wanted in inputs), default=1)
     for start in range(first * step, count, step):
         rows = np.arange(start, start + step if fixed else min(start + step, count)).clip(max=count - 1)
-        yield {wanted.name: samples[wanted.name][rows] for wanted in inputs}
+        yield fit(inputs, {wanted.name: samples[wanted.name][rows] for wanted in inputs})
 
 
 def fixed_batch(inputs: Sequence[Any]) -> int | None:

@@ -24,7 +24,12 @@ _PREFIX = "gpusq.amax"
 
 
 def measure_amax(
-    model: Path | ir.Model, tensors: Sequence[str], samples: Mapping[str, Array], batch: int
+    model: Path | ir.Model,
+    tensors: Sequence[str],
+    samples: Mapping[str, Array],
+    batch: int,
+    *,
+    check_finite: bool = True,
 ) -> dict[str, float]:
     """Return the largest absolute value of each of `tensors` over all samples, computed in float32 on the CPU.
 
@@ -33,6 +38,7 @@ def measure_amax(
         tensors: names of float tensors of the main graph: inputs, constants or outputs of nodes.
         samples: arrays [N, …] by input name, as the model takes them; memory-mapped ones are read batch by batch.
         batch: samples a run; a model with a fixed batch size is run at that one.
+        check_finite: whether a tensor that is not finite is an error; else its value is infinite or NaN.
 
     Raises:
         GpusqError: an input has no samples, or a tensor became NaN or infinite.
@@ -43,9 +49,9 @@ def measure_amax(
         return {}
     largest: dict[str, float] = dict.fromkeys(tensors, 0.0)
     for feed, found in _amaxes(source, tensors, samples, batch):
-        if not all(np.isfinite(value) for value in found.values()):
+        if check_finite and not all(np.isfinite(value) for value in found.values()):
             raise not_finite(source, feed)
-        largest = {name: max(value, found[name]) for name, value in largest.items()}
+        largest = {name: float(np.maximum(value, found[name])) for name, value in largest.items()}
     return largest
 
 

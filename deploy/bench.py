@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from calibration.feed import fit
 from deploy.environment import processor
 from deploy.manifest import Interval, Measurement, Timing
 from deploy.onnxruntime_api import cores, open_session, runtime_version
@@ -74,9 +75,10 @@ def bench(
     random = np.random.default_rng(options.seed)
     contenders = [student] if baseline is None else [student, baseline]
     sessions = [open_session(contender.model) for contender in contenders]
-    for session in sessions:
-        _warm_up(session, feed)
-    samples = _interleave(sessions, feed, options, random, progress)
+    feeds = [fit(session.get_inputs(), feed) for session in sessions]
+    for session, own in zip(sessions, feeds, strict=True):
+        _warm_up(session, own)
+    samples = _interleave(sessions, feeds, options, random, progress)
     _write(raw, samples, ["student", "baseline"][: len(contenders)])
     return _measurement(contenders, samples, raw.name, len(next(iter(feed.values()))), options)
 
@@ -126,7 +128,7 @@ def _time(session: Any, feed: Feed) -> float:
 
 def _interleave(
     sessions: list[Any],
-    feed: Feed,
+    feeds: Sequence[Feed],
     options: BenchOptions,
     random: np.random.Generator,
     progress: Advance,
@@ -140,7 +142,7 @@ def _interleave(
             break
         pair = [0.0] * len(sessions)
         for index in random.permutation(len(sessions)):
-            pair[index] = _time(sessions[index], feed)
+            pair[index] = _time(sessions[index], feeds[index])
         pairs.append(pair)
         progress(min(1.0, max(spent, len(pairs) / options.max_pairs)))
     return np.asarray(pairs).T

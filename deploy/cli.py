@@ -24,7 +24,7 @@ from profiles.errors import GpusqError
 if TYPE_CHECKING:
     from deploy.progress import Progress
 
-_PRECISIONS = ("auto", "fp32", "fp16", "int8")
+_PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
 
 
 class _Commands(click.Group):
@@ -94,6 +94,13 @@ placement_option = click.option(
 )
 repair_option = click.option(
     "--repair-sparsity", is_flag=True, help="Prune layers that are 2:4 but for a few groups; the error is reported."
+)
+io_option = click.option(
+    "--io-types",
+    type=click.Choice(["keep", "graph"]),
+    default="keep",
+    show_default=True,
+    help="Inputs and outputs stay float32, or get the type of the graph, without casts.",
 )
 data_option = click.option(
     "--data", type=click.Path(path_type=Path), help="Samples to verify and to measure with: .npz, or a folder of them."
@@ -187,11 +194,12 @@ def export(
     type=click.Choice(_PRECISIONS),
     default="auto",
     show_default=True,
-    help="auto keeps what was trained; int8 also quantizes what was not; fp16 and fp32 drop the trained quantization.",
+    help="auto keeps what was trained; int8 also quantizes what was not; the others drop the trained quantization.",
 )
 @placement_option
 @data_option
 @repair_option
+@io_option
 @click.option("--baseline", type=click.Path(path_type=Path), help="Dense checkpoint to measure against, in FP32.")
 @json_option
 def convert(
@@ -208,6 +216,7 @@ def convert(
     placement: str | None,
     data: Path | None,
     repair_sparsity: bool,
+    io_types: str,
     baseline: Path | None,
     as_json: bool,
 ) -> None:
@@ -223,6 +232,7 @@ def convert(
         placement=placement,  # type: ignore[arg-type]
         data=data,
         repair_sparsity=repair_sparsity,
+        io_types=io_types,  # type: ignore[arg-type]
         baseline=baseline,
         progress=_progress(),
     )
@@ -237,6 +247,7 @@ def convert(
 @placement_option
 @data_option
 @repair_option
+@io_option
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
 @json_option
 def surgery(
@@ -252,6 +263,7 @@ def surgery(
     placement: str | None,
     data: Path | None,
     repair_sparsity: bool,
+    io_types: str,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -270,6 +282,7 @@ def surgery(
         placement=placement,  # type: ignore[arg-type]
         data=data,
         repair_sparsity=repair_sparsity,
+        io_types=io_types,  # type: ignore[arg-type]
         progress=_progress(),
     )
     _print(done.model_dump_json(indent=2, by_alias=True), lambda: click.echo(done.to_text()), as_json)

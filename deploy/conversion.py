@@ -24,6 +24,7 @@ from deploy.lint import check_rules
 from deploy.manifest import Manifest, Measurement
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
+from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement
 from exporters.save_onnx import save_onnx
 from exporters.student import Student, sample_specs
@@ -60,6 +61,7 @@ def convert(
     data: str | Path | None = None,
     baseline: str | Path | None = None,
     repair_sparsity: bool = False,
+    io_types: IoTypes = "keep",
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -70,12 +72,13 @@ def convert(
         out: the folder for the bundles; new, empty, or holding bundles, which are replaced.
         options: what the checkpoint does not say about itself.
         precision: `auto` keeps what was trained; `int8` asks for it, or quantizes a float student by what its
-            activations are on `data`; `fp16` and `fp32` drop the trained quantization.
+            activations are on `data`; `fp16`, `bf16` and `fp32` drop the trained quantization.
         placement: which quantizers layers get that have none; by default those of `w8a8-linear` where `precision`
             asks for int8 and nothing was trained so, else none.
         data: samples to verify and to measure with, an .npz or a folder of them; random inputs without it.
         baseline: a dense checkpoint to measure against, in FP32.
         repair_sparsity: prune the layers that are 2:4 but for a few groups, and report the error that this makes.
+        io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
         progress: is told what each stage found.
 
     Raises:
@@ -92,6 +95,7 @@ def convert(
         out=Path(out),
         progress=progress or Progress(),
         repair_sparsity=repair_sparsity,
+        io_types=io_types,
     )
     job.load(devices.values())
     job.note_sources()
@@ -109,7 +113,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     progress = job.progress
     model = job.exported.model.clone()
     target = job.target(device)
-    passes = surgery(model, target, job.measure)
+    passes = surgery(model, target, job.measure, job.ranges)
     check_rules(model, device)
     save_onnx(model, bundle / MODEL_FILE)
     onnx.checker.check_model(bundle / MODEL_FILE, full_check=True)

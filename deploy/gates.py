@@ -22,7 +22,7 @@ def missed_gates(
         plan: what the compiler made of it; onnxruntime's is held to nothing, its Gemm has no INT8 kernel.
         verified: how it compares with the student.
         given_samples: whether the user gave the samples; on random ones the classes are near ties.
-        float_type: the type of what is not quantized; attention is fused in float16 only.
+        float_type: the type of what is not quantized; in float32 no attention is fused.
     """
     return (*_numbers(verified, given_samples=given_samples), *_kernels(layers, plan, float_type))
 
@@ -41,5 +41,5 @@ def _kernels(layers: tuple[Layer, ...], plan: Plan | None, float_type: str) -> I
     if plan.linear_gemms_int8 < asked:
         yield f"{plan.linear_gemms_int8} of {asked} INT8 layers were compiled to INT8 GEMMs"
     unfused = [attention.module for attention in plan.attentions if not attention.fused]
-    if unfused and float_type == "float16":
+    if unfused and float_type != "float32":
         yield f"the attention of {unfused[0]} is not fused" + (f" (and {len(unfused) - 1} more)" if unfused[1:] else "")

@@ -19,6 +19,8 @@ from deploy.manifest import Source
 from deploy.progress import Progress, tell_all
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
+from exporters.passes.place_quantizers import Measure
+from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement, measures, places
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target
@@ -26,7 +28,8 @@ from exporters.to_onnx import Exported
 from profiles.device import Device, FloatType
 from profiles.errors import GpusqError
 
-Precision = Literal["auto", "fp32", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+_FLOAT_TYPES: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 RANDOM_SAMPLES = 64
 
 
@@ -43,6 +46,7 @@ class Job:
     out: Path
     progress: Progress
     repair_sparsity: bool = False
+    io_types: IoTypes = "keep"
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -54,6 +58,8 @@ class Job:
 
     def load(self, devices: Collection[Device]) -> None:
         """Read everything that the user gave, so that a mistake is found before any work is done."""
+        for device in devices:
+            self.float_type(device)
         self.student = load_student(self.checkpoint, self.options)
         if not self.student.quantized and measures(self.placement):
             self._check_measurable()
@@ -104,7 +110,7 @@ class Job:
 
     def target(self, device: Device) -> Target:
         """What the graph is made for on `device`."""
-        return Target(device, self.float_type(device), self.placement, self.repair_sparsity)
+        return Target(device, self.float_type(device), self.placement, self.repair_sparsity, self.io_types)
 
     def measure(self, model: ir.Model, names: Sequence[str]) -> dict[str, float]:
         """The largest absolute values of tensors on the samples.
@@ -116,6 +122,16 @@ class Job:
             self._check_measurable()
         with self.progress.working("measuring ranges"):
             return measure_amax(model, names, self.samples.inputs, self.fixed_batch or verify.BATCH)
+
+    @property
+    def ranges(self) -> Measure | None:
+        """Tells the largest absolute values of tensors on the samples, infinite ones too; None without samples."""
+        return None if self.data is None else self._ranges
+
+    def _ranges(self, model: ir.Model, names: Sequence[str]) -> dict[str, float]:
+        with self.progress.working("measuring ranges"):
+            batch = self.fixed_batch or verify.BATCH
+            return measure_amax(model, names, self.samples.inputs, batch, check_finite=False)
 
     def _check_measurable(self) -> None:
         if self.data is None:
@@ -131,9 +147,15 @@ class Job:
         return _precision_name(self.quantized or places(self.placement), self.float_type(device))
 
     def float_type(self, device: Device) -> FloatType:
-        """The type of what is not quantized."""
-        asked: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16"}
-        return asked.get(self.precision, device.onnx.float_type)
+        """The type of what is not quantized.
+
+        Raises:
+            GpusqError: the device computes nothing in that type.
+        """
+        float_type = _FLOAT_TYPES.get(self.precision, device.onnx.float_type)
+        if float_type == "bfloat16" and not device.has_bfloat16:
+            raise GpusqError(f"{device.name} has no bfloat16 kernels", hint="use --precision fp32 or fp16")
+        return float_type
 
     @cached_property
     def exported(self) -> Exported:
@@ -190,4 +212,4 @@ def _source_of(path: Path, student: Student) -> Source:
 
 
 def _precision_name(quantized: bool, float_type: FloatType) -> str:
-    return "int8" if quantized else {"float32": "fp32", "float16": "fp16"}[float_type]
+    return "int8" if quantized else next(name for name, known in _FLOAT_TYPES.items() if known == float_type)

@@ -13,6 +13,7 @@ from deploy.lint import check_rules
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
 from exporters.passes.outcome import Outcome
+from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement
 from exporters.save_onnx import save_onnx
 from exporters.surgery import surgery
@@ -57,6 +58,7 @@ def operate(
     placement: Placement | None = None,
     data: str | Path | None = None,
     repair_sparsity: bool = False,
+    io_types: IoTypes = "keep",
     progress: Progress | None = None,
 ) -> Surgery:
     """Write the graph of `model` that the compiler of `profile` fuses best to `out`.
@@ -70,6 +72,7 @@ def operate(
         placement: as of `convert`.
         data: samples to measure activations on.
         repair_sparsity: as of `convert`.
+        io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
         progress: is told what each stage found.
 
     Raises:
@@ -89,11 +92,12 @@ def operate(
         out=out.parent,
         progress=progress,
         repair_sparsity=repair_sparsity,
+        io_types=io_types,
     )
     job.load([device])
     graph = job.exported.model
     nodes_before = len(graph.graph)
-    passes = surgery(graph, job.target(device), job.measure)
+    passes = surgery(graph, job.target(device), job.measure, job.ranges)
     check_rules(graph, device)
     with staged_files(out) as staged:
         files = save_onnx(graph, staged)

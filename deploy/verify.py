@@ -4,12 +4,14 @@ An output [N, classes] is taken for logits: top-1 and agreement are told as well
 
 The reference is the PyTorch student in float32, its linear inputs fake-quantized where it was trained so. The ONNX
 model runs on onnxruntime's CPU provider, whatever device it is made for: this proves the numbers of the graph, not
-those of a GPU's kernels. That provider computes float16 operators in float32; a float16 graph is evaluated a second
-time, on fewer samples, with every operator rounded to float16.
+those of a GPU's kernels. That provider has no bfloat16 kernels: such a graph is computed in float32, and what every
+operator gives is rounded (`deploy.emulate_bfloat16`). It computes float16 operators in float32; a float16 graph is
+evaluated a second time, on fewer samples, with every operator rounded to float16.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from calibration.feed import fit
 from calibration.samples import Samples
+from deploy.emulate_bfloat16 import emulate_bfloat16, holds_bfloat16
 from deploy.manifest import Float16Check, Interval, Verification
 from deploy.onnxruntime_api import open_session, runtime_version
 from deploy.progress import Advance
@@ -43,8 +48,17 @@ def outputs(predict: Predict, samples: Samples, batch: int, progress: Advance = 
 
 def session_of(model: Path) -> Predict:
     """What an ONNX file answers on onnxruntime's CPU provider."""
-    session = open_session(model)
-    return lambda batch: tuple(session.run(None, dict(batch)))
+    session = _emulated(model) if holds_bfloat16(ir.load(model)) else open_session(model)
+    return lambda batch: tuple(session.run(None, fit(session.get_inputs(), batch)))
+
+
+def _emulated(path: Path) -> Any:
+    """A session for a bfloat16 graph, which computes in float32 and rounds."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = ir.load(path)
+        emulate_bfloat16(model)
+        ir.save(model, Path(folder) / "model.onnx", external_data="model.data")
+        return open_session(Path(folder) / "model.onnx")
 
 
 def verify(
@@ -108,6 +122,10 @@ def _check_float16(model: Path, reference: Array, samples: Samples, batch: int) 
     if all(value.data_type != onnx.TensorProto.FLOAT16 for value in graph.graph.initializer):
         return None
     some = _batch(samples, 0, batch if batch < BATCH else min(FLOAT16_SAMPLES, len(samples)))
+    float16 = [
+        value.name for value in graph.graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    ]
+    some |= {name: some[name].astype(np.float16) for name in float16}
     with np.errstate(all="ignore"):
         found: Any = ReferenceEvaluator(graph).run(None, some)
     logits = np.asarray(found[0], np.float32)[: len(reference)]

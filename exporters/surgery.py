@@ -22,11 +22,14 @@ from exporters.passes.fold_constants import FoldConstants
 from exporters.passes.fuse_attention import FuseAttention
 from exporters.passes.fuse_gelu import FuseGelu
 from exporters.passes.fuse_layer_norm import FuseLayerNorm
+from exporters.passes.fuse_rms_norm import OPSET as RMS_NORM_OPSET
 from exporters.passes.fuse_rms_norm import FuseRmsNorm
 from exporters.passes.fuse_silu import FuseSilu
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_einsum import LowerEinsum
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
+from exporters.passes.lower_rms_norm import LowerRmsNorm
+from exporters.passes.lower_rotary import LowerRotary
 from exporters.passes.merge_grouped_projections import MergeGroupedProjections
 from exporters.passes.merge_projections import MergeProjections
 from exporters.passes.outcome import Outcome, Pass
@@ -39,7 +42,7 @@ from exporters.passes.select_early import SelectEarly
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.share_key_heads import ShareKeyHeads
 from exporters.passes.split_packed import SplitPacked
-from exporters.passes.type_float16 import TypeFloat16
+from exporters.passes.type_floats import IoTypes, TypeFloats
 from exporters.placement import Placement, places
 from profiles.device import AttentionForm, Device, FloatType
 from profiles.errors import GpusqError
@@ -54,12 +57,14 @@ class Target:
         float_type: the type of what is not quantized.
         placement: the quantizers that it gets where it has none.
         repair_sparsity: whether layers that are 2:4 but for a few groups are pruned to it.
+        io_types: whether inputs and outputs stay float32 or get the graph's type.
     """
 
     device: Device
     float_type: FloatType
     placement: Placement = "as-trained"
     repair_sparsity: bool = False
+    io_types: IoTypes = "keep"
 
     @property
     def attention(self) -> AttentionForm:
@@ -69,8 +74,11 @@ class Target:
         return "matmul" if self.placement == "w8a8-mha" else self.device.onnx.attention
 
 
-def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
-    """The passes for `target`, in their order; `measure` tells the ranges of the activations that get quantizers."""
+def passes_for(target: Target, measure: Measure | None = None, ranges: Measure | None = None) -> list[Pass]:
+    """The passes for `target`, in their order.
+
+    `measure` tells the ranges of the activations that get quantizers, `ranges` those of all that gets a shorter type.
+    """
     repair = RepairQdq(target.device.sparse, keep_outputs=target.placement == "sparse-int8")
     passes: list[Pass] = [
         RaiseOpset(target.device.onnx.opset),
@@ -90,6 +98,8 @@ def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
         SelectEarly(),
     ]
     passes.append(LowerAttention() if target.attention == "matmul" else ShareKeyHeads())
+    if target.device.onnx.opset < RMS_NORM_OPSET:
+        passes += [LowerRmsNorm(), LowerRotary()]
     if target.repair_sparsity:
         passes.append(RepairSparsity())
     if places(target.placement):
@@ -99,25 +109,29 @@ def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
             repair,
         ]
     passes += [SplitPacked(), FoldConstants()]  # the latter tells the shapes of what is new
-    if target.float_type == "float16":
-        passes += [ClampMasks(), TypeFloat16()]
+    if target.float_type != "float32":
+        passes += [ClampMasks(), TypeFloats(target.float_type, ranges, target.io_types)]
     passes.append(AnnotateSparsity(target.device.sparse))
     passes.append(SetOpset(target.device.onnx.opset))
     return passes
 
 
-def surgery(model: ir.Model, target: Target, measure: Measure | None = None) -> list[Outcome]:
+def surgery(
+    model: ir.Model, target: Target, measure: Measure | None = None, ranges: Measure | None = None
+) -> list[Outcome]:
     """Run the passes on `model`, in place, and return what each did.
 
     Args:
         model: a float32 graph, whose quantizers, if any, are Q/DQ.
         target: what the graph is made for.
         measure: tells the ranges of activations; needed where the placement quantizes any.
+        ranges: tells the ranges of all activations, infinite ones too, so that those beyond float16 stay float32.
 
     Raises:
-        GpusqError: the placement needs ranges and there is no `measure`, or a constant is beyond float16.
+        GpusqError: the placement needs ranges and there is no `measure`, or a constant is beyond float16
+                and `ranges` is not there to tell what comes of it.
     """
-    return [step(model) for step in passes_for(target, measure)]
+    return [step(model) for step in passes_for(target, measure, ranges)]
 
 
 def _unmeasured(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:

@@ -42,6 +42,7 @@ _OF_ITS_GPU = frozenset({"published", "power", "power_mode"})
 _OTHER_PRODUCT = r"(?! (?:Laptop|Mobile|Max-Q|Ti|SUPER|D)\b)"
 
 Runtime = Literal["tensorrt", "onnxruntime"]
+_BFLOAT16_FROM = 8.0
 
 
 class Device(Record):
@@ -135,6 +136,11 @@ class Device(Record):
                 hint=f"`gpusq profiles {self.name}` shows what each allows",
             )
         return by_name[_plain(asked)]
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether its tensor cores take bfloat16: from compute capability 8.0 on (CUDA C++ programming guide, 17.2)."""
+        return self.compute_capability is not None and float(self.compute_capability) >= _BFLOAT16_FROM
 
 
 def load_device(name: str) -> Device:

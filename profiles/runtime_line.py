@@ -13,7 +13,7 @@ from profiles.toml_file import fit, read_toml
 
 PATH = Path(__file__).parent / "runtimes.toml"
 
-FloatType = Literal["float32", "float16"]
+FloatType = Literal["float32", "float16", "bfloat16"]
 AttentionForm = Literal["op", "matmul"]
 
 

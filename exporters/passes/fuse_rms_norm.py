@@ -6,6 +6,8 @@ The mean is over the last axes; the division may be written as Div, or as Mul wi
 TensorRT-RTX 1.7 compiles both forms to the same number of kernels (FP16 before a GEMM, a residual and a quantizer: one
 kernel each), so what is won is that the operator computes the mean in float32: x² leaves float16 beyond 255.
 
+The form may stand between casts to float32 and back, as Llama's does: the operator computes in float32 itself.
+
 `RMSNormalization` exists from opset 23 on; for an older graph or target the written form stays.
 """
 
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporters.passes.inserter import Inserter
-from exporters.passes.normalization import Normalized, normalized, ones, sizes, weighted
+from exporters.passes.normalization import Normalized, normalized, ones, sizes, uncast, weighted
 from exporters.passes.outcome import LeftAlone, Outcome
 from exporters.passes.products import made_by
 from exporters.passes.put_in_place import drop_unused, put_in_place
@@ -51,7 +53,7 @@ class FuseRmsNorm:
 
 
 def _fuse(inserter: Inserter, node: ir.Node, found: Normalized, shape: tuple[int, ...]) -> None:
-    x = found.value
+    node, x = uncast(node, found.value)
     assert x.dtype is not None
     last, scale = weighted(node, "Mul", shape)
     inputs = [x, scale or ones(inserter, x.dtype, shape)]

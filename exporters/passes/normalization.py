@@ -41,8 +41,8 @@ def normalized(node: ir.Node) -> Normalized | None:
     first, second = node.inputs
     pairs = [(first, second)] if node.op_type == "Div" else [(first, second), (second, first)]
     for value, by in pairs:
-        inside = _root(by) if node.op_type == "Div" else _inverse_root(by)
-        found = None if value is None or inside is None else _mean_square(value, inside)
+        inside = _root(by) if node.op_type == "Div" else inverse_root(by)
+        found = None if value is None or inside is None else mean_square(value, inside)
         if found is not None:
             return found
     return None
@@ -75,6 +75,21 @@ def ones(inserter: Inserter, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.V
     return inserter.initializer(name, np.ones(shape, dtype.numpy()))
 
 
+def uncast(node: ir.Node, x: ir.Value) -> tuple[ir.Node, ir.Value]:
+    """The Cast behind `node` and what x was cast from, where a normalization of x computes in float32 between casts.
+
+    LayerNormalization and RMSNormalization do the same inside. Elsewhere `node` and x themselves.
+    """
+    before, behind = made_by(x, "Cast"), [user for user, _ in node.outputs[0].uses()]
+    short = None if before is None else before.inputs[0]
+    if short is None or x.dtype != ir.DataType.FLOAT or len(behind) != 1 or node.outputs[0].is_graph_output():
+        return node, x
+    (cast,) = behind
+    same = cast.op_type == "Cast" and not cast.domain and cast.graph is node.graph
+    shorter = short.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return (cast, short) if same and shorter and cast.outputs[0].dtype == short.dtype else (node, x)
+
+
 def weighted(node: ir.Node, op_type: str, shape: tuple[int, ...]) -> tuple[ir.Node, ir.Value | None]:
     """The only reader of `node` and the constant of `shape` that it adds or multiplies; else `node` itself and None."""
     uses = list(node.outputs[0].uses())
@@ -98,7 +113,7 @@ def _root(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0] if node is not None and scalar(node.inputs[1]) == 0.5 else None
 
 
-def _inverse_root(value: ir.Value | None) -> ir.Value | None:
+def inverse_root(value: ir.Value | None) -> ir.Value | None:
     """The y of `value` = 1 / √y."""
     if (node := made_by(value, "Reciprocal")) is not None:
         return _root(node.inputs[0])
@@ -108,7 +123,7 @@ def _inverse_root(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0] if node is not None and scalar(node.inputs[1]) == -0.5 else None
 
 
-def _mean_square(value: ir.Value, inside: ir.Value) -> Normalized | None:
+def mean_square(value: ir.Value, inside: ir.Value) -> Normalized | None:
     """`inside` as the mean of the square of `value` plus a constant."""
     shifted = plus_any(inside)
     mean = None if shifted is None else mean_of(shifted[0])

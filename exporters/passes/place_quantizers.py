@@ -16,7 +16,7 @@ stream. The sum of a CNN is quantized on the branch that ends in no convolution,
 convolution's epilogue. What is quantized already stays as it is.
 
 A scale is rounded up to a float16 number where the graph will be float16: it then survives typing bit for bit, and an
-INT8 GEMM writes Half and not Float.
+INT8 GEMM writes Half and not Float. In the same way to bfloat16.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from profiles.errors import GpusqError
 Measure = Callable[[ir.Model, Sequence[str]], Mapping[str, float]]
 """Returns amax of each of the named tensors of a graph."""
 
+# The largest finite numbers: (2 − 2^−10)·2^15 and (2 − 2^−7)·2^127 for the short types.
+LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0, "bfloat16": (2 - 2.0**-7) * 2.0**127}
 _DEAD = 1.0  # amax of what is nothing but zeros
 _SMALLEST = np.finfo(np.float32).smallest_normal  # what a scale must not fall below: a subnormal one may be 0 on a GPU
 
@@ -134,16 +136,17 @@ class PlaceQuantizers:
     def _scale(self, amax: npt.NDArray[np.float32], high: int, place: str) -> npt.NDArray[np.float32]:
         """The scale amax / high, rounded up to what the graph's type can hold."""
         scale = np.maximum(np.where(amax > 0, amax, _DEAD) / high, _SMALLEST).astype(np.float32)
-        largest = float(np.finfo(self.float_type).max)
+        largest = LARGEST[self.float_type]
         if not (np.isfinite(amax).all() and (scale <= largest).all()):
             raise GpusqError(
                 f"the range of {place!r} reaches {float(amax.max()):g}: no {self.float_type} can be its scale",
                 hint="look for NaN or infinity in the weights and the samples",
             )
-        if self.float_type != "float16":
+        if self.float_type == "float32":
             return scale
-        rounded = scale.astype(np.float16)
-        higher = np.nextafter(rounded, np.float16(np.inf))
+        rounded = scale.astype(ir.DataType[self.float_type.upper()].numpy())
+        # The next number above a positive one has the next integer as its bits.
+        higher = (rounded.view(np.uint16) + np.uint16(1)).view(rounded.dtype)
         return np.where(rounded.astype(np.float32) < scale, higher, rounded).astype(np.float32)
 
     def _insert(

@@ -115,3 +115,39 @@ def test_the_command_tells_what_each_pass_did(float_onnx: Path, samples: Path, t
     told = json.loads(CliRunner().invoke(main, [*arguments, *out, "--json"]).stdout)
     assert (told["schema"], told["placement"], told["precision"]) == (1, "w8a8-linear", "int8")
     assert [step["name"] for step in told["passes"]][-1] == "set opset"
+
+
+def test_a_bfloat16_bundle_is_verified_and_compiled(float_onnx: Path, tmp_path: Path) -> None:
+    """Within 5 % of the largest output: bfloat16 has a step of 2^-8, and rounds behind every operator."""
+    done = convert(float_onnx, profiles=["a100"], out=tmp_path / "dist", precision="bf16", io_types="graph")
+    manifest = done.bundles[0].manifest
+    assert (manifest.precision, manifest.float_type) == ("bf16", "bfloat16")
+    assert manifest.verified is not None
+    assert manifest.verified.relative_difference is not None
+    assert 0 < manifest.verified.relative_difference <= 0.05
+    assert manifest.plan is not None
+    assert manifest.plan.gemms_by_type.keys() == {"BFloat16"}
+    assert manifest.gates_missed == ()
+
+
+def test_bfloat16_is_refused_where_the_device_has_none(float_onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(GpusqError, match=r"^cpu has no bfloat16 kernels$"):
+        operate(float_onnx, tmp_path / "out.onnx", profile="cpu", precision="bf16")
+
+
+def test_io_types_and_precision_are_options_of_the_command(float_onnx: Path, tmp_path: Path) -> None:
+    arguments = ["surgery", str(float_onnx), "--profile", "a100", "--precision", "fp16", "--io-types", "graph"]
+    said = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "out.onnx")])
+    assert said.exit_code == 0
+    graph = ir.load(tmp_path / "out.onnx").graph
+    assert {value.dtype for value in (*graph.inputs, *graph.outputs)} == {ir.DataType.FLOAT16}
+    assert "Cast" not in {node.op_type for node in graph}
+
+
+def test_a_bundle_whose_input_is_float16_is_verified_and_measured(float_onnx: Path, tmp_path: Path) -> None:
+    done = convert(float_onnx, profiles=["cpu"], out=tmp_path / "dist", precision="fp16", io_types="graph")
+    manifest = done.bundles[0].manifest
+    assert manifest.verified is not None
+    assert manifest.verified.float16 is not None
+    assert manifest.verified.float16.finite
+    assert manifest.measured is not None

@@ -139,10 +139,10 @@ def row(name: str, path: Path, placement: Placement, profile: str = "a100") -> R
 
 def untouched(name: str, path: Path) -> Row:
     """What it makes of the graph as it was exported, with nothing done but FP16 types."""
-    from exporters.passes.type_float16 import TypeFloat16
+    from exporters.passes.type_floats import TypeFloats
 
     model = read_graph(path).export().model
-    TypeFloat16()(model)
+    TypeFloats("float16")(model)
     return _row(name, "as exported", _compiled(model, "a100"))
 
 

@@ -15,6 +15,7 @@ from exporters.linears import find_linears
 from exporters.lint import lint
 from exporters.module_names import MODULE_KEY
 from exporters.passes.outcome import Pass
+from exporters.passes.type_floats import IoTypes
 from exporters.student_file import StudentFile
 from exporters.surgery import Target, passes_for, surgery
 from exporters.torch_student import fake_quant_module
@@ -152,9 +153,16 @@ def test_answers_as_the_fake_quantized_student(
 @pytest.mark.parametrize(
     ("device", "float_type", "steps"),
     [
-        ("a100", "float16", ["ShareKeyHeads", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloat16"]),
+        ("a100", "float16", ["ShareKeyHeads", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"]),
         ("a100", "float32", ["LowerAttention", "SplitPacked", "FoldConstants"]),
-        ("agx-orin", "float16", ["LowerAttention", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloat16"]),
+        (
+            "agx-orin",
+            "float16",
+            [
+                *("LowerAttention", "LowerRmsNorm", "LowerRotary"),
+                *("SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"),
+            ],
+        ),
         ("cpu", "float32", ["ShareKeyHeads", "SplitPacked", "FoldConstants"]),
     ],
 )
@@ -166,9 +174,25 @@ def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str
 def test_quantizers_are_placed_on_repaired_float_weights_in_the_form_that_is_compiled() -> None:
     target = Target(load_device("a100"), "float16", "w8a8-mha", repair_sparsity=True)
     placing = ["LowerAttention", "RepairSparsity", "PlaceQuantizers", "LowerFakeQuantize", "RepairQdq"]
-    shaped = [*placing, "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloat16"]
+    shaped = [*placing, "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"]
     assert names(passes_for(target)) == [*CANONICAL, *shaped, "AnnotateSparsity", "SetOpset"]
 
 
 def names(passes: Sequence[Pass]) -> list[str]:
     return [type(step).__name__ for step in passes]
+
+
+@pytest.mark.parametrize(
+    ("float_type", "io_types", "gemm"),
+    [("float16", "keep", "Half"), ("float16", "graph", "Half"), ("bfloat16", "keep", "BFloat16")],
+)
+def test_every_type_compiles_to_its_gemms_with_fused_attention(
+    exported_student: ir.Model, tmp_path: Path, float_type: FloatType, io_types: IoTypes, gemm: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="compiling ahead of time needs tensorrt-rtx")
+    model = exported_student.clone()
+    surgery(model, Target(load_device("a100"), float_type, io_types=io_types))
+    plan = compile_ahead(model, "a100", tmp_path)
+    assert plan.gemms_by_type.keys() == {gemm}
+    assert all(attention.fused for attention in plan.attentions)
+    assert len(plan.kernels) <= 23

@@ -13,7 +13,7 @@ from exporters.passes.annotate_sparsity import AnnotateSparsity
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
 from exporters.passes.outcome import Pass
 from exporters.passes.place_quantizers import PlaceQuantizers
-from exporters.passes.type_float16 import TypeFloat16
+from exporters.passes.type_floats import TypeFloats
 from exporters.placement import Placement
 from exporters.surgery import Target, passes_for
 from profiles.device import load_device
@@ -52,9 +52,9 @@ def steps(placement: Placement) -> list[Pass]:
     ("dtype", "placement", "readers"),
     [
         ("float16", "fp16", {AnnotateSparsity}),
-        ("float", "fp16", {TypeFloat16, AnnotateSparsity}),
-        ("float", "w8a8-linear", {PlaceQuantizers, TypeFloat16, AnnotateSparsity}),
-        ("float", "w4", {PlaceQuantizers, TypeFloat16, AnnotateSparsity}),
+        ("float", "fp16", {TypeFloats, AnnotateSparsity}),
+        ("float", "w8a8-linear", {PlaceQuantizers, TypeFloats, AnnotateSparsity}),
+        ("float", "w4", {PlaceQuantizers, TypeFloats, AnnotateSparsity}),
     ],
 )
 def test_only_passes_that_need_the_weights_read_them(

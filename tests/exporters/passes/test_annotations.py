@@ -75,7 +75,7 @@ SEQUENCES = dict(sequences())
 
 def test_all_of_them_are_looked_at() -> None:
     found = {type(step).__name__ for steps in SEQUENCES.values() for step in steps}
-    assert found >= {"LowerAttention", "TypeFloat16", "SetOpset", "FoldQuantized", "SymmetricQdq", "RepairSparsity"}
+    assert found >= {"LowerAttention", "TypeFloats", "SetOpset", "FoldQuantized", "SymmetricQdq", "RepairSparsity"}
 
 
 @pytest.mark.parametrize("name", SEQUENCES)

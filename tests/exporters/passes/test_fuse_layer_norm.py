@@ -177,3 +177,32 @@ def test_random_ones_keep_their_numbers(square: str, division: str, weights: str
 def outputs(model: ir.Model, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     found = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})
     return np.asarray(found[0])  # type: ignore[index]
+
+
+INVERSE = "s = Mul(d, d) v = ReduceMean<axes=[-1]>(s) w = Add(v, eps) q = Sqrt(w) i = Reciprocal(q)"
+FOLDED = {
+    "scale and bias": "r = Mul(i, gamma) a = Mul(x, r) b = Mul(m, r) c = Sub(beta, b) y = Add(a, c)",
+    "the other order": "r = Mul(gamma, i) a = Mul(r, x) b = Mul(r, m) c = Sub(beta, b) y = Add(c, a)",
+    "scale": "r = Mul(i, gamma) a = Mul(x, r) b = Mul(m, r) y = Sub(a, b)",
+    "bias": "a = Mul(x, i) b = Mul(m, i) c = Sub(beta, b) y = Add(a, c)",
+    "none": "a = Mul(x, i) b = Mul(m, i) y = Sub(a, b)",
+}
+
+
+@pytest.mark.parametrize("nodes", FOLDED.values(), ids=FOLDED.keys())
+def test_the_form_of_tensorflow_becomes_one_operator_with_the_same_numbers(nodes: str, run: Run) -> None:
+    model = graph(f"{MEAN} {INVERSE} {nodes}")
+    expected = run(model, x=X)
+    assert FuseLayerNorm()(model).changed == 1
+    assert op_types(model) == ["LayerNormalization"]
+    assert np.abs(run(model, x=X) - expected).max() <= 1e-5
+    assert FuseLayerNorm()(model).changed == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("Mul(m, r)", "Mul(v, r)"), ("Mul(x, r)", "Mul(d, r)"), ("Sub(beta, b)", "Sub(b, beta)"), ("gamma", "table")],
+)
+def test_what_only_looks_like_the_form_of_tensorflow_stays(old: str, new: str) -> None:
+    model = graph(f"{MEAN} {INVERSE} {FOLDED['scale and bias'].replace(old, new)}")
+    assert FuseLayerNorm()(model).changed == 0

@@ -16,7 +16,7 @@ from deploy.plan import read_plan
 from deploy.tensorrt_api import ShapeRange, build_engine
 from exporters.module_names import MODULE_KEY
 from exporters.passes.fuse_rms_norm import FuseRmsNorm
-from exporters.passes.type_float16 import TypeFloat16
+from exporters.passes.type_floats import TypeFloats
 
 Run = Callable[..., npt.NDArray[np.float32]]
 
@@ -131,7 +131,7 @@ def test_compiles_to_no_more_kernels_than_written_out(after: str, tmp_path: Path
 
 
 def kernels(model: ir.Model, folder: Path) -> int:
-    TypeFloat16()(model)
+    TypeFloats("float16")(model)
     ir.save(model, folder / "model.onnx")
     built = build_engine(folder / "model.onnx", "tensorrt-rtx", compute_capability="SM80", batch=ShapeRange(1, 8, 32))
     return len(read_plan(built.log, model, source=built.runtime, target="SM80").kernels)
@@ -156,3 +156,44 @@ def test_random_ones_keep_their_numbers(square: str, division: str, weights: str
 def outputs(model: ir.Model, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     found = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})
     return np.asarray(found[0])  # type: ignore[index]
+
+
+CAST = """
+    <ir_version: 10, opset_import: ["": 23]>
+    g (float16[N,4] x, float16[N,4] z) => (float16[N,4] y)
+    <float two = {{2}}, float eps = {{1e-6}}, int64[1] last = {{-1}}, float one = {{1}}, float[N,4] wide,
+     float16[N,4] narrow, float[N,4] n>
+    {{
+        wide = Cast<to=1>(x)
+        s = Pow(wide, two)
+        v = ReduceMean(s, last)
+        w = Add(v, eps)
+        q = Sqrt(w)
+        i = Div(one, q)
+        n = Mul(wide, i)
+        narrow = Cast<to=10>(n)
+        y = Mul(narrow, {factor})
+    }}
+"""
+
+
+def test_the_casts_of_llama_become_a_part_of_the_operator(run: Run) -> None:
+    model = ir.from_onnx_text(CAST.format(factor="z"))
+    rng = np.random.default_rng(0)
+    x, z = (rng.standard_normal((5, 4)).astype(np.float16) * np.float16(scale) for scale in (1000, 1))
+    expected = run(model, x=x, z=z)
+    assert FuseRmsNorm(23)(model).changed == 1
+    assert [node.op_type for node in model.graph] == ["RMSNormalization", "Mul"]
+    norm = model.graph[0]
+    assert {value.dtype for value in (*norm.inputs, *norm.outputs) if value} == {ir.DataType.FLOAT16}
+    # One step of float16: onnxruntime rounds once between the two nodes.
+    assert np.abs(run(model, x=x, z=z) - expected).max() <= 2e-3 * np.abs(expected).max()
+    assert FuseRmsNorm(23)(model).changed == 0
+
+
+def test_a_float32_result_that_others_read_keeps_its_casts() -> None:
+    text = CAST.format(factor="z").replace("narrow = Cast", "other = Neg(n) narrow = Cast")
+    model = ir.from_onnx_text(text)
+    assert FuseRmsNorm(23)(model).changed == 1
+    (norm,) = [node for node in model.graph if node.op_type == "RMSNormalization"]
+    assert norm.outputs[0].dtype == ir.DataType.FLOAT

@@ -14,7 +14,7 @@ from exporters.passes.fold_constants import FoldConstants
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
 from exporters.passes.merge_grouped_projections import MergeGroupedProjections
 from exporters.passes.place_quantizers import PlaceQuantizers
-from exporters.passes.type_float16 import TypeFloat16
+from exporters.passes.type_floats import TypeFloats
 
 Run = Callable[..., npt.NDArray[np.float32]]
 WIDTHS = {"q": 64, "k": 32, "v": 32}
@@ -126,7 +126,7 @@ def test_tensorrt_needs_fewer_kernels_for_int8(tmp_path: Path) -> None:
 def kernels(model: ir.Model, folder: Path) -> int:
     PlaceQuantizers("w8a8-linear", lambda _, names: dict.fromkeys(names, 4.0), "float16")(model)
     LowerFakeQuantize()(model)
-    TypeFloat16()(model)
+    TypeFloats("float16")(model)
     ir.save(model, folder / "model.onnx")
     usual = {name: array.shape for name, array in inputs().items()}
     built = build_engine(

@@ -15,7 +15,7 @@ from deploy.tensorrt_api import ShapeRange, build_engine
 from exporters.passes.fix_shapes import FixShapes
 from exporters.passes.fold_constants import FoldConstants
 from exporters.passes.share_key_heads import ShareKeyHeads
-from exporters.passes.type_float16 import TypeFloat16
+from exporters.passes.type_floats import TypeFloats
 
 Run = Callable[..., npt.NDArray[np.float32]]
 
@@ -101,7 +101,7 @@ def test_keys_without_their_values_are_left_alone_with_the_reason() -> None:
 def test_tensorrt_fuses_shared_heads(new: int, tmp_path: Path) -> None:
     model = graph()
     ShareKeyHeads()(model)
-    TypeFloat16()(model)
+    TypeFloats("float16")(model)
     ir.save(model, tmp_path / "model.onnx")
     usual = {name: array.shape for name, array in inputs(new=new, total=64).items()}
     built = build_engine(
