@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from calibration.rows import Rows
 from profiles.errors import GpusqError
 
 Array = npt.NDArray[Any]
@@ -34,7 +35,7 @@ _MOVES_QDQ = "QDQPropagationTransformer"
 
 
 def measure_amax(
-    model: Path | ir.Model, tensors: Sequence[str], samples: Mapping[str, Array], batch: int
+    model: Path | ir.Model, tensors: Sequence[str], samples: Mapping[str, Rows], batch: int
 ) -> dict[str, float]:
     """Return the largest absolute value of each of `tensors` over all samples, computed in float32 on the CPU.
 
@@ -119,7 +120,7 @@ def _open_session(path: Path) -> Any:
     )
 
 
-def _feeds(inputs: Sequence[Any], samples: Mapping[str, Array], batch: int) -> Iterator[dict[str, Array]]:
+def _feeds(inputs: Sequence[Any], samples: Mapping[str, Rows], batch: int) -> Iterator[dict[str, Array]]:
     """The samples in batches; a fixed batch is filled up with its last sample, which changes no maximum."""
     for wanted in inputs:
         if wanted.name not in samples:

@@ -95,8 +95,24 @@ placement_option = click.option(
 repair_option = click.option(
     "--repair-sparsity", is_flag=True, help="Prune layers that are 2:4 but for a few groups; the error is reported."
 )
-data_option = click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples to verify and to measure with: .npz, or a folder of them."
+_DATA_OPTIONS = (
+    click.option(
+        "--data",
+        metavar="SOURCE",
+        help="Samples to verify and to measure with: images, arrays, JSON lines, a folder, or module:function.",
+    ),
+    click.option("--samples", type=click.IntRange(1), help="How many of the samples are used.  [default: all]"),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice of the samples."),
+    click.option(
+        "--preprocessing",
+        type=click.Path(path_type=Path),
+        help="How images become inputs: TOML, or a JSON file of timm or transformers.  [default: the model's own]",
+    ),
+    click.option(
+        "--tokenizer",
+        type=click.Path(path_type=Path),
+        help="Folder with tokenizer.json, for texts.  [default: the model's own]",
+    ),
 )
 
 
@@ -130,6 +146,13 @@ def student_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def data_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which samples are used, and how they become inputs."""
+    for option in reversed(_DATA_OPTIONS):
+        command = option(command)
+    return command
+
+
 def scale_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that decide about scales what a checkpoint leaves open."""
     for option in reversed(_SCALE_OPTIONS):
@@ -149,6 +172,20 @@ def _load_options(
     from exporters.signature import parse_input
 
     return LoadOptions(model, tuple(map(parse_input, inputs)), dynamic, trust_code, drop_dynamic, bits)
+
+
+def _sample_source(
+    data: str | None, count: int | None, seed: int, preprocessing: Path | None, tokenizer: Path | None
+) -> Any:
+    from calibration.samples import SampleSource
+
+    given = {"--samples": count, "--preprocessing": preprocessing, "--tokenizer": tokenizer}
+    if data is None:
+        for option, value in given.items():
+            if value is not None:
+                raise click.UsageError(f"{option} says something about samples: give them with --data.")
+        return None
+    return SampleSource(data, count, seed, preprocessing, tokenizer)
 
 
 @main.command()
@@ -190,7 +227,7 @@ def export(
     help="auto keeps what was trained; int8 also quantizes what was not; fp16 and fp32 drop the trained quantization.",
 )
 @placement_option
-@data_option
+@data_options
 @repair_option
 @click.option("--baseline", type=click.Path(path_type=Path), help="Dense checkpoint to measure against, in FP32.")
 @json_option
@@ -206,7 +243,11 @@ def convert(
     out: Path,
     precision: str,
     placement: str | None,
-    data: Path | None,
+    data: str | None,
+    samples: int | None,
+    seed: int,
+    preprocessing: Path | None,
+    tokenizer: Path | None,
     repair_sparsity: bool,
     baseline: Path | None,
     as_json: bool,
@@ -221,7 +262,7 @@ def convert(
         options=_load_options(model, inputs, dynamic, trust_code, drop_dynamic, bits),
         precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
         placement=placement,  # type: ignore[arg-type]
-        data=data,
+        data=_sample_source(data, samples, seed, preprocessing, tokenizer),
         repair_sparsity=repair_sparsity,
         baseline=baseline,
         progress=_progress(),
@@ -235,7 +276,7 @@ def convert(
 @click.option("--profile", required=True, help="Device profile that the graph is made for.")
 @click.option("--precision", type=click.Choice(_PRECISIONS), default="auto", show_default=True, help="As of convert.")
 @placement_option
-@data_option
+@data_options
 @repair_option
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
 @json_option
@@ -250,7 +291,11 @@ def surgery(
     profile: str,
     precision: str,
     placement: str | None,
-    data: Path | None,
+    data: str | None,
+    samples: int | None,
+    seed: int,
+    preprocessing: Path | None,
+    tokenizer: Path | None,
     repair_sparsity: bool,
     out: Path,
     as_json: bool,
@@ -268,7 +313,7 @@ def surgery(
         options=_load_options(model, inputs, dynamic, trust_code, drop_dynamic, bits),
         precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
         placement=placement,  # type: ignore[arg-type]
-        data=data,
+        data=_sample_source(data, samples, seed, preprocessing, tokenizer),
         repair_sparsity=repair_sparsity,
         progress=_progress(),
     )

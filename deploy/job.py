@@ -12,14 +12,15 @@ from typing import Literal
 import onnx_ir as ir
 
 from calibration.ranges import measure_amax
-from calibration.samples import Samples, load_samples, random_samples
+from calibration.samples import Samples, SampleSource, load_samples, random_samples
 from deploy import verify
 from deploy.bundle import hash_checkpoint
-from deploy.manifest import Source
+from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
 from exporters.placement import Placement, measures, places
+from exporters.sample_facts import sample_facts
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target
 from exporters.to_onnx import Exported
@@ -38,7 +39,7 @@ class Job:
     options: LoadOptions
     precision: Precision
     asked_placement: Placement | None
-    data: Path | None
+    data: SampleSource | None
     baseline: Path | None
     out: Path
     progress: Progress
@@ -60,12 +61,15 @@ class Job:
         if self.baseline is not None:
             self._load_baseline(self.baseline, devices)
         if self.data is not None:
-            self.samples = load_samples(self.data, sample_specs(self.student))
+            self._load_samples(self.data)
         kept = f"{self.student.quantized} quantized weights" if self.student.quantized else "float"
         self.progress.found("checkpoint", f"{self.student.model.rpartition(':')[2]}, {kept}, {self.student.kind}")
         tell_all(self.progress, "checkpoint", self.student.notes)
         if self.teacher is not None:
             tell_all(self.progress, "baseline", self.teacher.notes)
+        if self.data is not None:
+            self.progress.found("samples", f"{len(self.samples)} of {self.samples.available} in {self.samples.source}")
+            tell_all(self.progress, "samples", self.samples.notes)
 
     def note_sources(self) -> None:
         """Keep where the student and the baseline came from, by the hashes of what was just read."""
@@ -77,6 +81,27 @@ class Job:
     def samples(self) -> Samples:
         """What was given, or random inputs."""
         return random_samples(sample_specs(self.student), RANDOM_SAMPLES)
+
+    def _load_samples(self, data: SampleSource) -> None:
+        facts = sample_facts(self.student, self.checkpoint)
+        with self.progress.working("reading samples") as advance:
+            self.samples = load_samples(data, sample_specs(self.student), facts, advance)
+
+    @property
+    def sample_set(self) -> SampleSet | None:
+        """Which samples were used; None where none were given."""
+        if self.data is None:
+            return None
+        samples = self.samples
+        return SampleSet(
+            source=samples.source,
+            count=len(samples),
+            available=samples.available,
+            seed=self.data.seed if len(samples) < samples.available else None,
+            sha256=samples.sha256,
+            preprocessing=None if samples.preprocessing is None else samples.preprocessing.model_dump(mode="json"),
+            notes=samples.notes,
+        )
 
     def _load_baseline(self, baseline: Path, devices: Collection[Device]) -> None:
         if all(device.runtime != "onnxruntime" for device in devices):
@@ -162,6 +187,11 @@ class Job:
             return verify.session_of(self.student.path)
         assert isinstance(self.student, ModuleStudent)
         return functools.partial(self.student.predict, scales=self.quantized)
+
+
+def as_source(data: str | Path | SampleSource | None) -> SampleSource | None:
+    """Samples as the Python API takes them, with what is said about them."""
+    return data if data is None or isinstance(data, SampleSource) else SampleSource(str(data))
 
 
 def _settled_precision(precision: Precision, placement: Placement | None) -> Precision:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import Field
 
+from calibration.samples import SampleSource
 from deploy.bundle import staged_files
-from deploy.job import Job, Precision
+from deploy.job import Job, Precision, as_source
 from deploy.lint import check_rules
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
@@ -55,7 +56,7 @@ def operate(
     options: LoadOptions | None = None,
     precision: Precision = "auto",
     placement: Placement | None = None,
-    data: str | Path | None = None,
+    data: str | Path | SampleSource | None = None,
     repair_sparsity: bool = False,
     progress: Progress | None = None,
 ) -> Surgery:
@@ -68,7 +69,7 @@ def operate(
         options: what the checkpoint does not say about itself.
         precision: as of `convert`.
         placement: as of `convert`.
-        data: samples to measure activations on.
+        data: samples to measure activations on, as of `convert`.
         repair_sparsity: as of `convert`.
         progress: is told what each stage found.
 
@@ -84,7 +85,7 @@ def operate(
         options=options or LoadOptions(),
         precision=precision,
         asked_placement=placement,
-        data=None if data is None else Path(data),
+        data=as_source(data),
         baseline=None,
         out=out.parent,
         progress=progress,

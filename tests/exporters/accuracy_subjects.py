@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from calibration.rows import all_of
 from calibration.samples import load_samples
 from deploy.onnxruntime_api import PROVIDERS, cores
 from exporters.checkpoint import load_student
@@ -137,9 +138,10 @@ def student() -> Subject:
     teacher = load_student(teacher_path())
     specs = sample_specs(teacher)
     tested = load_samples(labelled_images(), specs)
-    calibration = load_samples(calibration_images(), specs).inputs
+    calibration = load_samples(calibration_images(), specs)
     model = teacher.export().model
-    return Subject("Fashion ViT", model, calibration, tested.inputs, _as_they_are, lambda x: x, tested.labels)
+    given, asked = ({name: all_of(rows) for name, rows in one.inputs.items()} for one in (calibration, tested))
+    return Subject("Fashion ViT", model, given, asked, _as_they_are, lambda x: x, tested.labels)
 
 
 def minilm() -> Subject:
