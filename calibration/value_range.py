@@ -12,7 +12,7 @@ from calibration.rows import Rows
 _SOME = 32
 _SLACK = 0.5
 _LEVELS = 255
-_IMAGE_AXES = 4
+_IMAGE_AXES, _CHANNELS = 4, frozenset({1, 3})
 
 
 def doubtful_range(samples: Mapping[str, Rows], how: Preprocessing | None) -> Iterator[str]:
@@ -23,7 +23,9 @@ def doubtful_range(samples: Mapping[str, Rows], how: Preprocessing | None) -> It
         how: the model's own preprocessing, where it is known.
     """
     for name, rows in samples.items():
-        if rows.dtype.kind != "f" or len(rows.shape) != _IMAGE_AXES:
+        if rows.dtype.kind != "f" or len(rows.shape) != _IMAGE_AXES or not {rows.shape[1], rows.shape[3]} & _CHANNELS:
+            continue
+        if 0 in rows.shape:
             continue
         some = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _SOME)).astype(np.intp))]
         low, high = float(some.min()), float(some.max())

@@ -135,8 +135,7 @@ def _first_layer(student: Student) -> FirstLayer | None:
     found = _of_module(student) if isinstance(student, ModuleStudent) else None
     if isinstance(student, GraphStudent):
         found = next(_of_graph(student.graph.graph), None)
-    untrained = found is None or (not found.mean.any() and bool((found.variance == 1).all()))
-    return None if untrained else found
+    return None if found is None or bool((found.variance == 1).all()) else found  # all ones: it was never trained
 
 
 def _of_module(student: ModuleStudent) -> FirstLayer | None:
@@ -152,16 +151,10 @@ def _of_module(student: ModuleStudent) -> FirstLayer | None:
         return None
     if convolution.in_channels != image.shape[1] or convolution.groups != 1 or convolution.dilation != (1, 1):
         return None
-    mean, variance = normalization.running_mean, normalization.running_var
-    if mean is None or variance is None or normalization.num_features != convolution.out_channels:
+    variance = normalization.running_var
+    if variance is None or normalization.num_features != convolution.out_channels:
         return None
-    bias = 0.0 if convolution.bias is None else convolution.bias.detach().float().numpy()
-    return FirstLayer(
-        image.name,
-        convolution.weight.detach().float().numpy(),
-        mean.float().numpy() - np.float32(bias) if isinstance(bias, float) else mean.float().numpy() - bias,
-        variance.float().numpy(),
-    )
+    return FirstLayer(image.name, convolution.weight.detach().float().numpy(), variance.float().numpy())
 
 
 def _of_graph(graph: ir.Graph) -> Iterator[FirstLayer]:
@@ -180,10 +173,9 @@ def _of_graph(graph: ir.Graph) -> Iterator[FirstLayer]:
                 or [node.op_type for node in after] != ["BatchNormalization"]
             ):
                 continue
-            mean, variance = (_constant(one) for one in after[0].inputs[3:5])
-            bias = _constant(convolution.inputs[2]) if len(convolution.inputs) > 2 else np.zeros(1, np.float32)
-            if mean is not None and variance is not None and bias is not None and value.name:
-                yield FirstLayer(value.name, weight, mean - bias, variance)
+            variance = _constant(after[0].inputs[4])
+            if variance is not None and value.name:
+                yield FirstLayer(value.name, weight, variance)
 
 
 def _constant(value: ir.Value | None) -> npt.NDArray[np.float32] | None:
