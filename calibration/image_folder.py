@@ -35,7 +35,13 @@ _HEAD = 16
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
 _ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 _WIDE_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
-_WORDS = {"L": "grey", "1": "black and white", "LA": "grey with an alpha channel", "RGBA": "with an alpha channel"}
+_WORDS = {
+    "RGB": "coloured",
+    "L": "grey",
+    "1": "black and white",
+    "LA": "grey with an alpha channel",
+    "RGBA": "with an alpha channel",
+}
 
 
 def is_image(path: Path) -> bool:

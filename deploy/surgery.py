@@ -11,6 +11,7 @@ from calibration.samples import SampleSource
 from deploy.bundle import staged_files
 from deploy.job import Job, Precision, as_source
 from deploy.lint import check_rules
+from deploy.manifest import SampleSet
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
 from exporters.passes.outcome import Outcome
@@ -36,6 +37,7 @@ class Surgery(Record):
     opset: int
     nodes_before: int
     nodes: int
+    samples: SampleSet | None = Field(default=None, description="None where the user gave none.")
     passes: tuple[Outcome, ...]
 
     def to_text(self) -> str:
@@ -106,6 +108,7 @@ def operate(
         opset=graph.opset_imports[""],
         nodes_before=nodes_before,
         nodes=len(graph.graph),
+        samples=job.sample_set,
         passes=tuple(passes),
     )
 
