@@ -88,7 +88,7 @@ def read_images(
 
     inputs = {name: Computed((len(paths), *shape), np.dtype(wanted.dtype), compute)}
     folders = any("/" in one for one in used) and labels is None
-    notes = (f"images as {image_input.origin} says", *_notes(modes, how, folders))
+    notes = (f"images become inputs by {image_input.origin}", *_notes(modes, how, folders))
     return Read(inputs, tuple(members), len(files), labels, notes)
 
 

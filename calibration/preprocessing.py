@@ -76,6 +76,8 @@ class Preprocessing(Record):
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """The pixels of `image`, resized and cropped: uint8 [H, W, C]."""
+        if image.mode == "P":  # the same colours, without Pillow's warning about transparent ones
+            image = image.convert("RGBA")
         image = image.convert(MODES[self.colours])
         size = self._resized(image.height, image.width)
         if size != (image.height, image.width):

@@ -99,7 +99,7 @@ def test_colour_images_become_grey_for_a_grey_model(tmp_path: Path) -> None:
     samples = load_samples(tmp_path, specs)
     grey = (200 * 299 + 100 * 587 + 50 * 114) / 1000
     assert np.abs(all_of(samples.inputs["image"]) - (grey / 255 - 0.5) / 0.5).max() <= 2 / 255
-    assert "images as the student's file says" in samples.notes
+    assert "images become inputs by the student's file" in samples.notes
 
 
 def test_channels_come_last_where_the_model_wants_it(tmp_path: Path) -> None:
