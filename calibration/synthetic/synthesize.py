@@ -1,0 +1,113 @@
+"""Samples from nothing but the network: images, or text.
+
+| the network takes | and has | samples |
+|---|---|---|
+| images [C, H, W] | BatchNorm | match its statistics |
+| | attentions over patches | have diverse patches |
+| | detections as outputs | show what it was asked to see, and detects |
+| token ids [T] | logits of the next token | are texts that it writes |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from calibration.samples import InputSpec, Samples
+from calibration.synthetic.images import Bounds, Recipe, look, make_images
+from calibration.synthetic.text import write_text
+from profiles.errors import GpusqError
+
+Advance = Callable[[float], None]
+SYNTHETIC = "synthetic"
+_HINT = "give real samples: --data calib.npz"
+_RANGE = (-2.64, 2.64)  # of pixels with ImageNet's mean and deviation, where nothing is known of the preprocessing
+_COLOURS = (1, 3)
+
+
+def synthesize(
+    network: torch.nn.Module,
+    specs: Mapping[str, InputSpec],
+    count: int,
+    *,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    advance: Advance = lambda share: None,
+) -> Samples:
+    """Return samples made of `network` alone; the same for the same seed, on the same machine and torch.
+
+    Args:
+        network: the float network in eval mode, which is left as it was.
+        specs: its inputs, in the order of its forward.
+        count: samples; a detector may give fewer.
+        seed: of all random numbers.
+        recipe: how images are made.
+        advance: is told the share that is done.
+
+    Raises:
+        GpusqError: there is nothing in the network that could tell its data from noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with _frozen(network):
+        if all(not np.issubdtype(np.dtype(spec.dtype), np.floating) for spec in specs.values()):
+            inputs, how = write_text(network, specs, count, generator, advance), "text of the model itself"
+        else:
+            inputs, how = _images(network, specs, count, generator, recipe or Recipe(), advance)
+    arrays = {name: tensor.numpy().astype(specs[name].dtype, copy=False) for name, tensor in inputs.items()}
+    made = len(next(iter(arrays.values())))
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
+    return Samples(arrays, None, f"{made} synthetic inputs ({how}, seed {seed})", digest)
+
+
+def _images(
+    network: torch.nn.Module,
+    specs: Mapping[str, InputSpec],
+    count: int,
+    generator: torch.Generator,
+    recipe: Recipe,
+    advance: Advance,
+) -> tuple[dict[str, torch.Tensor], str]:
+    (name, spec), *others = specs.items()
+    if others or len(spec.shape) != 3 or spec.shape[0] not in _COLOURS:
+        raise GpusqError(
+            "only images [C, H, W] of 1 or 3 channels and token ids can be synthesized, and this network takes "
+            + ", ".join(f"{name} {'×'.join(map(str, spec.shape))}" for name, spec in specs.items()),
+            hint=_HINT,
+        )
+    channels, height, width = spec.shape
+    shape = (channels, height, width)
+    seen = look(network, shape)
+    if not (seen.norms or seen.attentions or seen.classes):
+        raise GpusqError(
+            "no images can be synthesized: the network has neither BatchNorm nor attention, nor does it answer boxes"
+            " (an exporter may have folded BatchNorm into the weights)",
+            hint="give the checkpoint that the graph was exported from, or real samples: --data calib.npz",
+        )
+    images = make_images(network, shape, _bounds(spec), count, generator, recipe, advance)
+    if not len(images):
+        raise GpusqError("the detector found none of the objects that its images were made for", hint=_HINT)
+    return {name: images}, str(seen)
+
+
+def _bounds(spec: InputSpec) -> Bounds:
+    """The values of black and white pixels, [1, 1, 1]; a normalized photo's where the preprocessing is unknown."""
+    known = (spec.scale, spec.mean, spec.std) != (1.0, 0.0, 1.0)
+    low, high = ((value * spec.scale - spec.mean) / spec.std for value in (0, 255)) if known else _RANGE
+    return torch.full((1, 1, 1), low), torch.full((1, 1, 1), high)
+
+
+@contextmanager
+def _frozen(network: torch.nn.Module) -> Iterator[None]:
+    """No gradients to the parameters meanwhile: half the work."""
+    wanted = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, gradient in wanted.items():
+            parameter.requires_grad_(gradient)
