@@ -51,7 +51,7 @@ def write_text(
             logits = _logits(network, _inputs(specs, tokens, ids))
             assert logits is not None  # `_vocabulary` saw them
             ids[:, place] = _next(logits[:, place - 1], greedy=place <= _GREEDY, generator=generator)
-            advance((start + len(ids) * place / length) / count)
+            advance((start + len(ids) * (place + 1) / length) / count)
         texts.append(ids)
     return _inputs(specs, tokens, torch.cat(texts))
 

@@ -110,11 +110,7 @@ def efficientnet() -> Subject:
 
 def dinov2() -> Subject:
     """Features of a self-supervised transformer; a closed-form probe is fitted to the float ones."""
-    model = _exported(
-        survey_pairs.state_dict(
-            f"timm:vit_small_patch14_dinov2?img_size={_DINO_SIDE}", "DINOv2", suffix=".safetensors", weights=_dino_state
-        )
-    )
+    model = _exported(dino_pair())
     name = _name(model.graph.inputs[0])
     train, labels = _fashion("train", _PROBE_TRAINED)
     tested, truths = _fashion("t10k", _PROBE_TESTED)
@@ -161,6 +157,13 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "student": student,
     "minilm": minilm,
 }
+
+
+def dino_pair() -> survey_pairs.Pair:
+    """The checkpoint of DINOv2 at _DINO_SIDE pixels."""
+    return survey_pairs.state_dict(
+        f"timm:vit_small_patch14_dinov2?img_size={_DINO_SIDE}", "DINOv2", suffix=".safetensors", weights=_dino_state
+    )
 
 
 def missing(name: str) -> str:
