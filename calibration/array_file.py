@@ -22,6 +22,8 @@ from calibration.selection import Choice, Read, members_of
 from profiles.errors import GpusqError
 
 LABEL = "label"
+SYNTHETIC = "synthetic"
+SAID_SYNTHETIC = "the file says that its samples are synthetic"
 _NPY = b"\x93NUMPY"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip file: the lengths of the name and of what follows it
 _SAVEZ = "write it with numpy.savez, without objects"
@@ -69,6 +71,7 @@ def read_array_files(files: Sequence[Path], specs: Mapping[str, InputSpec], to_f
         members=members_of([names[row] for row in index], used, str(files[0])),
         available=len(names),
         labels=np.concatenate(labels).astype(np.int64, copy=False)[index] if labels else None,
+        notes=(SAID_SYNTHETIC,) if any(SYNTHETIC in part for part in parts) else (),
     )
 
 
@@ -119,8 +122,8 @@ def _checked(file: Path, specs: Mapping[str, InputSpec]) -> dict[str, Any]:
         raise GpusqError(f"{file}: '{LABEL}' is {arrays[LABEL].dtype.name}", hint="store the classes as integers")
     if LABEL in arrays and arrays[LABEL].shape != (count,):
         raise GpusqError(f"{file} has {arrays[LABEL].size} labels for {count} samples", hint="one label a sample")
-    kept = {name: arrays[name] for name in (*specs, LABEL) if name in arrays}
-    return {name: _widened(array) if name != LABEL else array for name, array in kept.items()}
+    kept = {name: arrays[name] for name in (*specs, LABEL, SYNTHETIC) if name in arrays}
+    return {name: _widened(array) if name in specs else array for name, array in kept.items()}
 
 
 def _arrays(file: Path, specs: Mapping[str, InputSpec]) -> dict[str, Array]:

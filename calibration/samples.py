@@ -7,6 +7,7 @@
 | lines of JSON | its first line is a JSON object; texts for a tokenizer, or the inputs by name |
 | polygraphy's JSON of feed dicts | it starts with a list |
 | `module:function` | there is no such file; feed dicts of Python |
+| `synthetic` | there is no such file; made of the model alone: calibration.synthetic |
 
 Stored uint8 arrays become floats by the model's preprocessing, or as (x · scale − mean) / std where its student file
 says that; float arrays are taken as they are. What is wrong is found here, before a model is exported or run.
@@ -36,9 +37,20 @@ from calibration.text_lines import load_tokenizer, read_lines
 from calibration.value_range import doubtful_range
 from profiles.errors import GpusqError
 
-__all__ = ["InputSpec", "ModelFacts", "Rows", "SampleSource", "SampleSpec", "Samples", "load_samples", "random_samples"]
+__all__ = [
+    "SYNTHETIC",
+    "InputSpec",
+    "ModelFacts",
+    "Rows",
+    "SampleSource",
+    "SampleSpec",
+    "Samples",
+    "load_samples",
+    "random_samples",
+]
 
 FEW = 32
+SYNTHETIC = "synthetic"
 _ENOUGH = "128 to 512"
 _SOURCES = (
     "give images, .npz, .npy, safetensors, JSON lines, a folder of images or arrays, or a Python function as "

@@ -99,7 +99,8 @@ _DATA_OPTIONS = (
     click.option(
         "--data",
         metavar="SOURCE",
-        help="Samples to verify and to measure with: images, arrays, JSON lines, a folder, or module:function.",
+        help="Samples to verify and to measure with: images, arrays, JSON lines, a folder, module:function, or"
+        " synthetic: made of the model.",
     ),
     click.option("--samples", type=click.IntRange(1), help="How many of the samples are used.  [default: all]"),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice of the samples."),

@@ -7,12 +7,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
+from calibration.image_input import image_preprocessing
 from calibration.ranges import measure_amax
-from calibration.samples import Samples, SampleSource, load_samples, random_samples
+from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
 from deploy import verify
 from deploy.bundle import hash_checkpoint
 from deploy.manifest import SampleSet, Source
@@ -84,8 +85,31 @@ class Job:
 
     def _load_samples(self, data: SampleSource) -> None:
         facts = sample_facts(self.student, self.checkpoint)
+        if data.source == SYNTHETIC and not Path(SYNTHETIC).exists():
+            self.samples = self._synthesize(data, facts)
+            return
         with self.progress.working("reading samples") as advance:
             self.samples = load_samples(data, sample_specs(self.student), facts, advance)
+
+    def _synthesize(self, data: SampleSource, facts: ModelFacts) -> Samples:
+        from calibration.synthetic.graph_module import graph_module
+        from calibration.synthetic.synthesize import synthesize
+
+        specs = sample_specs(self.student)
+        how = image_preprocessing(data, specs, facts)
+        network = (
+            graph_module(self.student.graph) if isinstance(self.student, GraphStudent) else _module_of(self.student)
+        )
+        with self.progress.working("making samples") as advance:
+            return synthesize(
+                network,
+                specs,
+                data.count or RANDOM_SAMPLES,
+                seed=data.seed,
+                steps=None if how is None else how.steps,
+                batch=self.fixed_batch,
+                advance=advance,
+            )
 
     @property
     def sample_set(self) -> SampleSet | None:
@@ -192,6 +216,11 @@ class Job:
 def as_source(data: str | Path | SampleSource | None) -> SampleSource | None:
     """Samples as the Python API takes them, with what is said about them."""
     return data if data is None or isinstance(data, SampleSource) else SampleSource(str(data))
+
+
+def _module_of(student: Student) -> Any:
+    assert isinstance(student, ModuleStudent)
+    return student.module
 
 
 def _settled_precision(precision: Precision, placement: Placement | None) -> Precision:

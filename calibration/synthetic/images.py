@@ -64,10 +64,10 @@ class Seen:
         return ", ".join(words for words, count in parts.items() if count)
 
 
-def look(network: torch.nn.Module, shape: tuple[int, int, int]) -> Seen:
-    """Run `network` on two images of noise [C, H, W] and return what it has."""
+def look(network: torch.nn.Module, shape: tuple[int, int, int], batch: int) -> Seen:
+    """Run `network` on a batch of noise [batch, C, H, W] and return what it has."""
     with torch.no_grad(), Watch() as watch:
-        found = detections_of(network(photo_noise((2, *shape), torch.Generator().manual_seed(0))))
+        found = detections_of(network(photo_noise((batch, *shape), torch.Generator().manual_seed(0))))
     return Seen(len(watch.norms), len(watch.attentions), 0 if found is None else found.scores.shape[-1])
 
 
@@ -91,7 +91,7 @@ def make_images(
         recipe: how.
         advance: is told the share that is done.
     """
-    classes = look(network, shape).classes
+    classes = look(network, shape, recipe.batch).classes
     made: list[torch.Tensor] = []
     batches = -(-count // recipe.batch)
     for index in range(batches * (_TRIES if classes else 1)):

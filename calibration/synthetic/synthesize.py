@@ -10,20 +10,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from calibration.samples import InputSpec, Samples
+from calibration.preprocessing import Preprocessing
+from calibration.samples import SYNTHETIC, InputSpec, Samples
+from calibration.selection import digest_of, members_of
 from calibration.synthetic.images import Bounds, Recipe, look, make_images
-from calibration.synthetic.text import write_text
+from calibration.synthetic.text import BATCH, write_text
 from profiles.errors import GpusqError
 
 Advance = Callable[[float], None]
-SYNTHETIC = "synthetic"
+NOTE = "the samples are synthetic: ranges and agreement on real ones differ"
 _HINT = "give real samples: --data calib.npz"
 _RANGE = (-2.64, 2.64)  # of pixels with ImageNet's mean and deviation, where nothing is known of the preprocessing
 _COLOURS = (1, 3)
@@ -35,7 +37,9 @@ def synthesize(
     count: int,
     *,
     seed: int = 0,
+    steps: Preprocessing | None = None,
     recipe: Recipe | None = None,
+    batch: int | None = None,
     advance: Advance = lambda share: None,
 ) -> Samples:
     """Return samples made of `network` alone; the same for the same seed, on the same machine and torch.
@@ -45,7 +49,9 @@ def synthesize(
         specs: its inputs, in the order of its forward.
         count: samples; a detector may give fewer.
         seed: of all random numbers.
+        steps: how images become the input, which bounds its pixels; by default the scale, mean and std of its spec.
         recipe: how images are made.
+        batch: the number of samples that the network takes at once, where that is fixed.
         advance: is told the share that is done.
 
     Raises:
@@ -54,18 +60,25 @@ def synthesize(
     generator = torch.Generator().manual_seed(seed)
     with _frozen(network):
         if all(not np.issubdtype(np.dtype(spec.dtype), np.floating) for spec in specs.values()):
-            inputs, how = write_text(network, specs, count, generator, advance), "text of the model itself"
+            inputs, how = (
+                write_text(network, specs, count, generator, advance, batch or BATCH),
+                "text of the model itself",
+            )
         else:
-            inputs, how = _images(network, specs, count, generator, recipe or Recipe(), advance)
+            inputs, how = _images(
+                network, specs, steps, count, generator, _with_batch(recipe or Recipe(), batch), advance
+            )
     arrays = {name: tensor.numpy().astype(specs[name].dtype, copy=False) for name, tensor in inputs.items()}
     made = len(next(iter(arrays.values())))
-    digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
-    return Samples(arrays, None, f"{made} synthetic inputs ({how}, seed {seed})", digest)
+    source = f"{made} synthetic inputs ({how}, seed {seed})"
+    members = members_of([f"{SYNTHETIC}[{row}]" for row in range(made)], arrays, source)
+    return Samples(arrays, None, source, digest_of(members), members, made, (NOTE,), steps)
 
 
 def _images(
     network: torch.nn.Module,
     specs: Mapping[str, InputSpec],
+    steps: Preprocessing | None,
     count: int,
     generator: torch.Generator,
     recipe: Recipe,
@@ -80,24 +93,33 @@ def _images(
         )
     channels, height, width = spec.shape
     shape = (channels, height, width)
-    seen = look(network, shape)
+    seen = look(network, shape, recipe.batch)
     if not (seen.norms or seen.attentions or seen.classes):
         raise GpusqError(
             "no images can be synthesized: the network has neither BatchNorm nor attention, nor does it answer boxes"
             " (an exporter may have folded BatchNorm into the weights)",
             hint="give the checkpoint that the graph was exported from, or real samples: --data calib.npz",
         )
-    images = make_images(network, shape, _bounds(spec), count, generator, recipe, advance)
+    images = make_images(network, shape, _bounds(spec, steps), count, generator, recipe, advance)
     if not len(images):
         raise GpusqError("the detector found none of the objects that its images were made for", hint=_HINT)
     return {name: images}, str(seen)
 
 
-def _bounds(spec: InputSpec) -> Bounds:
-    """The values of black and white pixels, [1, 1, 1]; a normalized photo's where the preprocessing is unknown."""
-    known = (spec.scale, spec.mean, spec.std) != (1.0, 0.0, 1.0)
-    low, high = ((value * spec.scale - spec.mean) / spec.std for value in (0, 255)) if known else _RANGE
-    return torch.full((1, 1, 1), low), torch.full((1, 1, 1), high)
+def _with_batch(recipe: Recipe, batch: int | None) -> Recipe:
+    return recipe if batch is None else replace(recipe, batch=batch)
+
+
+def _bounds(spec: InputSpec, steps: Preprocessing | None) -> Bounds:
+    """The values of black and white pixels, [C, 1, 1]; a normalized photo's where the preprocessing is unknown."""
+    if steps is not None:
+        scale, mean, std = steps.scale, torch.tensor(steps.mean), torch.tensor(steps.std)
+    elif (spec.scale, spec.mean, spec.std) != (1.0, 0.0, 1.0):
+        scale, mean, std = spec.scale, torch.tensor([spec.mean]), torch.tensor([spec.std])
+    else:
+        return torch.full((1, 1, 1), _RANGE[0]), torch.full((1, 1, 1), _RANGE[1])
+    low, high = (((value * scale - mean) / std)[:, None, None] for value in (0, 255))
+    return low, high
 
 
 @contextmanager

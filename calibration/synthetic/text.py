@@ -16,7 +16,7 @@ from profiles.errors import GpusqError
 
 Advance = Callable[[float], None]
 _GREEDY = 3
-_BATCH = 8
+BATCH = 8
 _HINT = "give text of its kind: --data calib.npz with token ids"
 _TOKENS = ("input_ids", "tokens", "token_ids")
 
@@ -27,6 +27,7 @@ def write_text(
     count: int,
     generator: torch.Generator,
     advance: Advance,
+    batch: int = BATCH,
 ) -> dict[str, torch.Tensor]:
     """Return `count` texts as all inputs of `network`, [N, T]: token ids, masks of ones, positions, types of zeros.
 
@@ -36,24 +37,25 @@ def write_text(
         count: texts.
         generator: of all random numbers.
         advance: is told the share that is done.
+        batch: texts that are written together.
 
     Raises:
         GpusqError: the network predicts no next tokens, or has an input of which nothing is known.
     """
     tokens = _token_input(specs)
     (length,) = specs[tokens].shape
-    vocabulary = _vocabulary(network, specs, tokens, generator)
+    vocabulary = _vocabulary(network, specs, tokens, batch)
     texts = []
-    for start in range(0, count, _BATCH):
-        ids = torch.zeros(min(_BATCH, count - start), length, dtype=torch.int64)
+    for start in range(0, count, batch):
+        ids = torch.zeros(batch, length, dtype=torch.int64)
         ids[:, 0] = torch.randint(vocabulary, (len(ids),), generator=generator)
         for place in range(1, length):
             logits = _logits(network, _inputs(specs, tokens, ids))
             assert logits is not None  # `_vocabulary` saw them
             ids[:, place] = _next(logits[:, place - 1], greedy=place <= _GREEDY, generator=generator)
-            advance((start + len(ids) * (place + 1) / length) / count)
+            advance(min((start + batch * (place + 1) / length) / count, 1.0))
         texts.append(ids)
-    return _inputs(specs, tokens, torch.cat(texts))
+    return _inputs(specs, tokens, torch.cat(texts)[:count])
 
 
 def _next(logits: torch.Tensor, *, greedy: bool, generator: torch.Generator) -> torch.Tensor:
@@ -93,19 +95,18 @@ def _logits(network: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tor
     return next((leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)), None)
 
 
-def _vocabulary(
-    network: torch.nn.Module, specs: Mapping[str, InputSpec], tokens: str, generator: torch.Generator
-) -> int:
+def _vocabulary(network: torch.nn.Module, specs: Mapping[str, InputSpec], tokens: str, batch: int) -> int:
     """The number of tokens, once it is sure that the network predicts them from what comes before.
 
     A row for each token is the largest table that a language model has; and the last token changes nothing before it.
     """
-    ids = torch.zeros(2, *specs[tokens].shape, dtype=torch.int64)
-    ids[1, -1] = 1
+    ids = torch.zeros(batch, *specs[tokens].shape, dtype=torch.int64)
     logits = _logits(network, _inputs(specs, tokens, ids))
+    ids[:, -1] = 1
+    others = _logits(network, _inputs(specs, tokens, ids))
     tables = [max(tensor.shape) for tensor in network.state_dict().values() if tensor.dim() == 2]
-    if logits is None or logits.dim() != 3 or not tables or logits.shape[-1] != max(tables):
+    if logits is None or others is None or logits.dim() != 3 or not tables or logits.shape[-1] != max(tables):
         raise GpusqError("no text can be synthesized: the network does not predict tokens", hint=_HINT)
-    if ids.shape[1] > 1 and not torch.allclose(logits[0, :-1], logits[1, :-1], rtol=1e-3, atol=1e-3):
+    if ids.shape[1] > 1 and not torch.allclose(logits[:, :-1], others[:, :-1], rtol=1e-3, atol=1e-3):
         raise GpusqError("no text can be synthesized: the network looks ahead, it does not continue text", hint=_HINT)
     return logits.shape[-1]

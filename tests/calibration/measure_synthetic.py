@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import tests.conftest  # noqa: F401  lets torchvision import
 from calibration.compare_ranges import compare_ranges
 from calibration.ranges import measure_amax
-from calibration.samples import random_samples
+from calibration.samples import random_inputs
 from exporters.checkpoint import load_student
 from exporters.signature import Input
 from exporters.student import ModuleStudent, Student, sample_specs
@@ -169,8 +169,8 @@ def _samples(subject: Subject, student: Student, count: int) -> dict[str, Feeds]
     ((name, real),) = subject.calibration.items()
     by_column = {
         "real": real[:count],
-        "synthetic": next(iter(made.inputs.values())),
-        "random": next(iter(random_samples(specs, count).inputs.values())),
+        "synthetic": next(iter(made.inputs.values()))[np.arange(len(made))],
+        "random": next(iter(random_inputs(specs, count).values())),
     }
     return {column: {name: array} for column, array in by_column.items()}
 

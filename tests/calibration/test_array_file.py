@@ -121,3 +121,11 @@ def test_the_hint_says_how_the_shape_can_be_mended(tmp_path: Path, shape: tuple[
 def test_no_samples_are_none(tmp_path: Path, count: int) -> None:
     with pytest.raises(GpusqError, match="samples are none"):
         load_samples(SampleSource(str(tmp_path), count=count), SPECS)
+
+
+def test_a_file_may_say_that_its_samples_are_synthetic(tmp_path: Path) -> None:
+    specs = {"x": InputSpec((2,), "float32")}
+    np.savez(tmp_path / "made.npz", x=np.zeros((40, 2), np.float32), synthetic=np.array(True))
+    np.savez(tmp_path / "real.npz", x=np.zeros((40, 2), np.float32))
+    said = [load_samples(tmp_path / name, specs).notes for name in ("made.npz", "real.npz")]
+    assert ["the file says that its samples are synthetic" in notes for notes in said] == [True, False]

@@ -105,6 +105,17 @@ def test_images_are_chosen_and_told(float_onnx: Path, tmp_path: Path) -> None:
     assert "4 of 4 images are coloured: made grey" in done.samples.notes
 
 
+def test_samples_are_made_of_the_model_alone(float_onnx: Path, tmp_path: Path) -> None:
+    source = SampleSource("synthetic", count=2, seed=3)
+    done = convert(float_onnx, profiles=["cpu"], out=tmp_path / "dist", precision="int8", data=source)
+    manifest = done.bundles[0].manifest
+    assert manifest.samples is not None
+    assert manifest.samples.source == "2 synthetic inputs (the patch diversity of 2 attentions, seed 3)"
+    assert manifest.samples.notes == ("the samples are synthetic: ranges and agreement on real ones differ",)
+    assert manifest.verified is not None
+    assert manifest.verified.samples == manifest.samples.source
+
+
 def test_without_samples_nothing_can_be_measured(float_onnx: Path, tmp_path: Path) -> None:
     with pytest.raises(GpusqError, match="has layers without trained scales") as caught:
         operate(float_onnx, tmp_path / "out.onnx", profile="a100", placement="w8a8-linear")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,10 @@ def made(network: nn.Module, count: int = 8, *, seed: int = 0, recipe: Recipe = 
     return synthesize(network, SPEC, count, seed=seed, recipe=recipe)
 
 
+def pixels(samples: Samples) -> npt.NDArray[np.float32]:
+    return samples.inputs["image"][np.arange(len(samples))]
+
+
 def statistics(network: nn.Module, images: Tensor) -> float:
     with torch.no_grad(), Watch() as watch:
         network(images)
@@ -75,8 +80,8 @@ def start(count: int = 8) -> Tensor:
 def test_images_match_the_statistics_of_batch_norm_far_better_than_their_start() -> None:
     network = convolutions()
     samples = made(network)
-    assert samples.inputs["image"].shape == (8, 1, 16, 16)
-    after = statistics(network, torch.from_numpy(samples.inputs["image"]))
+    assert pixels(samples).shape == (8, 1, 16, 16)
+    after = statistics(network, torch.from_numpy(pixels(samples)))
     assert after < 0.2 * statistics(network, start())
     assert samples.source == "8 synthetic inputs (the statistics of 2 BatchNorms, seed 0)"
 
@@ -85,7 +90,7 @@ def test_the_diversity_of_patches_rises() -> None:
     network = Patches().eval()
     samples = made(network)
     found = []
-    for images in (start(), torch.from_numpy(samples.inputs["image"])):
+    for images in (start(), torch.from_numpy(pixels(samples))):
         with torch.no_grad(), Watch() as watch:
             network(images)
         found.append(float(diversity(watch.attentions, len(images))))
@@ -98,7 +103,7 @@ def test_a_detectors_images_show_what_it_detects_and_no_others_are_kept() -> Non
     recipe = replace(QUICK, steps=40, rate=0.3)
     samples = made(network, 6, recipe=recipe)
     assert "sampled boxes of 2 classes" in samples.source
-    images = torch.from_numpy(samples.inputs["image"])
+    images = torch.from_numpy(pixels(samples))
     assert 0 < len(images) <= 6
     found = detections_of(network(images))
     assert found is not None
@@ -116,7 +121,7 @@ def test_a_detector_that_finds_nothing_gives_no_samples() -> None:
 def test_pixels_stay_what_an_image_can_be() -> None:
     spec = {"image": replace(SPEC["image"], scale=1 / 255, mean=0.5, std=0.25)}
     samples = synthesize(convolutions(), spec, 4, recipe=QUICK)
-    assert np.abs(samples.inputs["image"]).max() <= 2.0
+    assert np.abs(pixels(samples)).max() <= 2.0
 
 
 def test_repeats_with_its_seed_and_leaves_the_network_as_it_was() -> None:
@@ -124,7 +129,7 @@ def test_repeats_with_its_seed_and_leaves_the_network_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     first, again, other = (made(network, seed=seed) for seed in (0, 0, 1))
     assert first.sha256 == again.sha256 != other.sha256
-    assert np.array_equal(first.inputs["image"], again.inputs["image"])
+    assert np.array_equal(pixels(first), pixels(again))
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
 
@@ -135,7 +140,7 @@ def test_fewer_samples_are_the_first_ones_and_progress_ends_at_1() -> None:
     more = synthesize(network, SPEC, 10, recipe=replace(QUICK, steps=3), advance=told.append)
     few = synthesize(network, SPEC, 3, recipe=replace(QUICK, steps=3))
     assert (len(more), len(few)) == (10, 3)
-    assert np.array_equal(more.inputs["image"][:3], few.inputs["image"])
+    assert np.array_equal(pixels(more)[:3], pixels(few))
     assert told == sorted(told)
     assert told[-1] == 1.0
 
