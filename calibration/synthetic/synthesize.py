@@ -5,7 +5,7 @@
 | images [C, H, W] | BatchNorm | match its statistics |
 | | attentions over patches | have diverse patches |
 | | detections as outputs | show what it was asked to see, and detects |
-| token ids [T] | logits of the next token | are texts that it writes |
+| token ids [T] first | logits of the next token | are texts that it writes |
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def synthesize(
     """
     generator = torch.Generator().manual_seed(seed)
     with _frozen(network):
-        if all(not np.issubdtype(np.dtype(spec.dtype), np.floating) for spec in specs.values()):
+        if not np.issubdtype(np.dtype(next(iter(specs.values())).dtype), np.floating):
             inputs, how = (
                 write_text(network, specs, count, generator, advance, batch or BATCH),
                 "text of the model itself",

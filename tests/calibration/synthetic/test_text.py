@@ -88,3 +88,27 @@ def test_an_unknown_input_is_refused() -> None:
     specs = {"input_ids": SPECS["input_ids"], "past": SPECS["input_ids"]}
     with pytest.raises(GpusqError, match="the input 'past' is unknown"):
         write_text(Counts(), specs, 2, torch.Generator(), lambda share: None)
+
+
+class Remembers(Counts):
+    """Has a cache of the last three tokens, which it must not read where the mask is 0."""
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor, memory: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        assert attention_mask.shape == (8, 9)
+        assert bool((memory[attention_mask[:, None, :3, None] == 0] == 0).all())
+        return self.table(input_ids), torch.cat([memory, input_ids[:, None, :, None].float()], 2)
+
+
+def test_a_cache_is_filled_by_a_text_and_the_sample_goes_on_from_there() -> None:
+    specs = {
+        "input_ids": SPECS["input_ids"],
+        "attention_mask": InputSpec((9,), "int64"),
+        "memory": InputSpec((1, 3, 1), "float32"),
+    }
+    found = write_text(Remembers(), specs, 5, torch.Generator().manual_seed(0), lambda share: None)
+    assert found["memory"].shape == (5, 1, 3, 1)
+    assert bool((found["attention_mask"] == 1).all())
+    whole = torch.cat([found["memory"][:, 0, :, 0].long(), found["input_ids"]], 1)
+    assert torch.equal(whole[:, 1:], (whole[:, :-1] + 1) % VOCABULARY)
