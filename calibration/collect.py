@@ -22,6 +22,7 @@ from calibration.histogram import Histogram
 from calibration.inference import Array, answer_only, as_float32, choose, feeds, fixed_batch, open_session
 from calibration.ranges import not_finite
 from calibration.resume import Resume
+from calibration.rows import Rows
 
 _MIB = 1 << 20
 _PREFIX = "gpusq.seen"
@@ -55,7 +56,7 @@ class _Run:
 def collect(
     model: Path | ir.Model,
     tensors: Sequence[str],
-    samples: Mapping[str, Array],
+    samples: Mapping[str, Rows],
     options: CollectOptions | None = None,
     *,
     progress: Callable[[float], None] = lambda share: None,
@@ -88,7 +89,7 @@ def collect(
     return {name: found[name] for name in tensors}
 
 
-def _plan(stored: Path, names: Sequence[str], samples: Mapping[str, Array], options: CollectOptions) -> list[_Run]:
+def _plan(stored: Path, names: Sequence[str], samples: Mapping[str, Rows], options: CollectOptions) -> list[_Run]:
     """Runs whose tensors have room, in the graph's order; a tensor that has none even alone gets a run of its own."""
     sizes, fixed = _sizes(stored, names, samples)
     room = options.memory_mib * _MIB // _FLOAT_BYTES
@@ -101,7 +102,7 @@ def _plan(stored: Path, names: Sequence[str], samples: Mapping[str, Array], opti
     return [_Run(tuple(group), batch) for group in groups]
 
 
-def _sizes(stored: Path, names: Sequence[str], samples: Mapping[str, Array]) -> tuple[dict[str, int], int | None]:
+def _sizes(stored: Path, names: Sequence[str], samples: Mapping[str, Rows]) -> tuple[dict[str, int], int | None]:
     """How many elements of each tensor one sample makes; and how many samples the model takes, where that is fixed."""
     model = ir.load(stored)
     for index, value in enumerate(choose(model.graph, names)):
@@ -120,7 +121,7 @@ def _collected(
     source: ir.Model,
     stored: Path,
     runs: Sequence[_Run],
-    samples: Mapping[str, Array],
+    samples: Mapping[str, Rows],
     resume: Resume | None,
     progress: Callable[[float], None],
 ) -> dict[str, Histogram]:
@@ -146,7 +147,7 @@ def _collected(
 
 
 def _answers(
-    stored: Path, run: _Run, samples: Mapping[str, Array], first: int
+    stored: Path, run: _Run, samples: Mapping[str, Rows], first: int
 ) -> Iterator[tuple[dict[str, Array], Iterator[Array]]]:
     """Each batch from `first` on with the tensors of the run, which are copied one by one."""
     import onnxruntime

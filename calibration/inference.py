@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from calibration.feed import fit
+from calibration.rows import Rows
 from profiles.errors import GpusqError
 
 Array = npt.NDArray[Any]
@@ -80,9 +81,7 @@ def open_session(path: Path) -> Any:
     )
 
 
-def feeds(
-    inputs: Sequence[Any], samples: Mapping[str, Array], batch: int, first: int = 0
-) -> Iterator[dict[str, Array]]:
+def feeds(inputs: Sequence[Any], samples: Mapping[str, Rows], batch: int, first: int = 0) -> Iterator[dict[str, Array]]:
     """The samples in batches, from batch `first` on; a fixed batch is filled up with its last sample."""
     for wanted in inputs:
         if wanted.name not in samples:

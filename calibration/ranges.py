@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.inference import Array, answer_only, as_float32, choose, feeds, float_values, open_session
+from calibration.rows import Rows
 from profiles.errors import GpusqError
 
 _PREFIX = "gpusq.amax"
@@ -26,7 +27,7 @@ _PREFIX = "gpusq.amax"
 def measure_amax(
     model: Path | ir.Model,
     tensors: Sequence[str],
-    samples: Mapping[str, Array],
+    samples: Mapping[str, Rows],
     batch: int,
     *,
     check_finite: bool = True,
@@ -77,7 +78,7 @@ def not_finite(model: ir.Model, feed: Mapping[str, Array]) -> GpusqError:
 
 
 def _amaxes(
-    source: ir.Model, tensors: Sequence[str], samples: Mapping[str, Array], batch: int
+    source: ir.Model, tensors: Sequence[str], samples: Mapping[str, Rows], batch: int
 ) -> Iterator[tuple[dict[str, Array], dict[str, float]]]:
     """Each batch and what the scalars are on it."""
     model = source.clone()

@@ -102,8 +102,25 @@ io_option = click.option(
     show_default=True,
     help="Inputs and outputs stay float32, or get the type of the graph, without casts.",
 )
-data_option = click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples to verify and to measure with: .npz, or a folder of them."
+_DATA_OPTIONS = (
+    click.option(
+        "--data",
+        metavar="SOURCE",
+        help="Samples to verify and to measure with: images, arrays, JSON lines, a folder, module:function, or"
+        " synthetic: made of the model.",
+    ),
+    click.option("--samples", type=click.IntRange(1), help="How many of the samples are used.  [default: all]"),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice of the samples."),
+    click.option(
+        "--preprocessing",
+        type=click.Path(path_type=Path),
+        help="How images become inputs: TOML, or a JSON file of timm or transformers.  [default: the model's own]",
+    ),
+    click.option(
+        "--tokenizer",
+        type=click.Path(path_type=Path),
+        help="Folder with tokenizer.json, for texts.  [default: the model's own]",
+    ),
 )
 
 
@@ -137,6 +154,13 @@ def student_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def data_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which samples are used, and how they become inputs."""
+    for option in reversed(_DATA_OPTIONS):
+        command = option(command)
+    return command
+
+
 def scale_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that decide about scales what a checkpoint leaves open."""
     for option in reversed(_SCALE_OPTIONS):
@@ -156,6 +180,20 @@ def _load_options(
     from exporters.signature import parse_input
 
     return LoadOptions(model, tuple(map(parse_input, inputs)), dynamic, trust_code, drop_dynamic, bits)
+
+
+def _sample_source(
+    data: str | None, count: int | None, seed: int, preprocessing: Path | None, tokenizer: Path | None
+) -> Any:
+    from calibration.samples import SampleSource
+
+    given = {"--samples": count, "--preprocessing": preprocessing, "--tokenizer": tokenizer}
+    if data is None:
+        for option, value in given.items():
+            if value is not None:
+                raise click.UsageError(f"{option} says something about samples: give them with --data.")
+        return None
+    return SampleSource(data, count, seed, preprocessing, tokenizer)
 
 
 @main.command()
@@ -197,7 +235,7 @@ def export(
     help="auto keeps what was trained; int8 also quantizes what was not; the others drop the trained quantization.",
 )
 @placement_option
-@data_option
+@data_options
 @repair_option
 @io_option
 @click.option("--baseline", type=click.Path(path_type=Path), help="Dense checkpoint to measure against, in FP32.")
@@ -214,7 +252,11 @@ def convert(
     out: Path,
     precision: str,
     placement: str | None,
-    data: Path | None,
+    data: str | None,
+    samples: int | None,
+    seed: int,
+    preprocessing: Path | None,
+    tokenizer: Path | None,
     repair_sparsity: bool,
     io_types: str,
     baseline: Path | None,
@@ -230,7 +272,7 @@ def convert(
         options=_load_options(model, inputs, dynamic, trust_code, drop_dynamic, bits),
         precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
         placement=placement,  # type: ignore[arg-type]
-        data=data,
+        data=_sample_source(data, samples, seed, preprocessing, tokenizer),
         repair_sparsity=repair_sparsity,
         io_types=io_types,  # type: ignore[arg-type]
         baseline=baseline,
@@ -245,7 +287,7 @@ def convert(
 @click.option("--profile", required=True, help="Device profile that the graph is made for.")
 @click.option("--precision", type=click.Choice(_PRECISIONS), default="auto", show_default=True, help="As of convert.")
 @placement_option
-@data_option
+@data_options
 @repair_option
 @io_option
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
@@ -261,7 +303,11 @@ def surgery(
     profile: str,
     precision: str,
     placement: str | None,
-    data: Path | None,
+    data: str | None,
+    samples: int | None,
+    seed: int,
+    preprocessing: Path | None,
+    tokenizer: Path | None,
     repair_sparsity: bool,
     io_types: str,
     out: Path,
@@ -280,7 +326,7 @@ def surgery(
         options=_load_options(model, inputs, dynamic, trust_code, drop_dynamic, bits),
         precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
         placement=placement,  # type: ignore[arg-type]
-        data=data,
+        data=_sample_source(data, samples, seed, preprocessing, tokenizer),
         repair_sparsity=repair_sparsity,
         io_types=io_types,  # type: ignore[arg-type]
         progress=_progress(),

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from pydantic import Field
 
-from calibration.samples import random_samples
+from calibration.samples import SampleSource, random_inputs
 from deploy import bench, environment, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE
@@ -18,7 +18,7 @@ from deploy.bundle import staged
 from deploy.export import failed_ways
 from deploy.finish import seal
 from deploy.gates import missed_gates
-from deploy.job import Job, Precision
+from deploy.job import Job, Precision, as_source
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.lint import check_rules
 from deploy.manifest import Manifest, Measurement
@@ -34,6 +34,7 @@ from profiles.errors import GpusqError
 from profiles.record import Record
 
 SCHEMA = 1
+SAMPLES_FILE = "samples.sha256"
 
 
 class BundleResult(Record):
@@ -58,7 +59,7 @@ def convert(
     options: LoadOptions | None = None,
     precision: Precision = "auto",
     placement: Placement | None = None,
-    data: str | Path | None = None,
+    data: str | Path | SampleSource | None = None,
     baseline: str | Path | None = None,
     repair_sparsity: bool = False,
     io_types: IoTypes = "keep",
@@ -75,7 +76,8 @@ def convert(
             activations are on `data`; `fp16`, `bf16` and `fp32` drop the trained quantization.
         placement: which quantizers layers get that have none; by default those of `w8a8-linear` where `precision`
             asks for int8 and nothing was trained so, else none.
-        data: samples to verify and to measure with, an .npz or a folder of them; random inputs without it.
+        data: samples to verify and to measure with, a path or `module:function`, or with what is to be said about
+            them; random inputs without it.
         baseline: a dense checkpoint to measure against, in FP32.
         repair_sparsity: prune the layers that are 2:4 but for a few groups, and report the error that this makes.
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
@@ -90,7 +92,7 @@ def convert(
         options=options or LoadOptions(),
         precision=precision,
         asked_placement=placement,
-        data=None if data is None else Path(data),
+        data=as_source(data),
         baseline=None if baseline is None else Path(baseline),
         out=Path(out),
         progress=progress or Progress(),
@@ -149,6 +151,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         device_profile=device,
         student=job.source.model_copy(update={"way": job.exported.way, "failed": failed_ways(job.exported)}),
         baseline=job.teacher_source if measured else None,
+        samples=job.sample_set,
         precision_asked=job.precision,
         precision=job.precision_name(device),
         float_type=target.float_type,
@@ -166,6 +169,8 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         gates_missed=missed,
         files={},
     )
+    if job.data is not None:
+        (bundle / SAMPLES_FILE).write_text(job.samples.listing, encoding="utf-8")
     with progress.working("writing the report"):
         manifest = seal(manifest, bundle)
     progress.found("report", str(job.out / bundle.name / "report.html"))
@@ -186,7 +191,7 @@ def _measure(device: Device, bundle: Path, job: Job) -> Measurement | None:
         return bench.bench(
             student,
             baseline,
-            random_samples(sample_specs(job.student), job.fixed_batch or 1).inputs,
+            random_inputs(sample_specs(job.student), job.fixed_batch or 1),
             bundle / bench.RAW_FILE,
             progress=advance,
         )

@@ -7,21 +7,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
+from calibration.image_input import image_preprocessing
 from calibration.ranges import measure_amax
-from calibration.samples import Samples, load_samples, random_samples
+from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
 from deploy import verify
 from deploy.bundle import hash_checkpoint
-from deploy.manifest import Source
+from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
 from exporters.passes.place_quantizers import Measure
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement, measures, places
+from exporters.sample_facts import sample_facts
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target
 from exporters.to_onnx import Exported
@@ -41,7 +43,7 @@ class Job:
     options: LoadOptions
     precision: Precision
     asked_placement: Placement | None
-    data: Path | None
+    data: SampleSource | None
     baseline: Path | None
     out: Path
     progress: Progress
@@ -66,12 +68,15 @@ class Job:
         if self.baseline is not None:
             self._load_baseline(self.baseline, devices)
         if self.data is not None:
-            self.samples = load_samples(self.data, sample_specs(self.student))
+            self._load_samples(self.data)
         kept = f"{self.student.quantized} quantized weights" if self.student.quantized else "float"
         self.progress.found("checkpoint", f"{self.student.model.rpartition(':')[2]}, {kept}, {self.student.kind}")
         tell_all(self.progress, "checkpoint", self.student.notes)
         if self.teacher is not None:
             tell_all(self.progress, "baseline", self.teacher.notes)
+        if self.data is not None:
+            self.progress.found("samples", f"{len(self.samples)} of {self.samples.available} in {self.samples.source}")
+            tell_all(self.progress, "samples", self.samples.notes)
 
     def note_sources(self) -> None:
         """Keep where the student and the baseline came from, by the hashes of what was just read."""
@@ -83,6 +88,50 @@ class Job:
     def samples(self) -> Samples:
         """What was given, or random inputs."""
         return random_samples(sample_specs(self.student), RANDOM_SAMPLES)
+
+    def _load_samples(self, data: SampleSource) -> None:
+        facts = sample_facts(self.student, self.checkpoint)
+        if data.source == SYNTHETIC and not Path(SYNTHETIC).exists():
+            self.samples = self._synthesize(data, facts)
+            return
+        with self.progress.working("reading samples") as advance:
+            self.samples = load_samples(data, sample_specs(self.student), facts, advance)
+
+    def _synthesize(self, data: SampleSource, facts: ModelFacts) -> Samples:
+        from calibration.synthetic.graph_module import graph_module
+        from calibration.synthetic.synthesize import synthesize
+
+        specs = sample_specs(self.student)
+        how = image_preprocessing(data, specs, facts)
+        network = (
+            graph_module(self.student.graph) if isinstance(self.student, GraphStudent) else _module_of(self.student)
+        )
+        with self.progress.working("making samples") as advance:
+            return synthesize(
+                network,
+                specs,
+                data.count or RANDOM_SAMPLES,
+                seed=data.seed,
+                steps=None if how is None else how.steps,
+                batch=self.fixed_batch,
+                advance=advance,
+            )
+
+    @property
+    def sample_set(self) -> SampleSet | None:
+        """Which samples were used; None where none were given."""
+        if self.data is None:
+            return None
+        samples = self.samples
+        return SampleSet(
+            source=samples.source,
+            count=len(samples),
+            available=samples.available,
+            seed=self.data.seed if len(samples) < samples.available else None,
+            sha256=samples.sha256,
+            preprocessing=None if samples.preprocessing is None else samples.preprocessing.model_dump(mode="json"),
+            notes=samples.notes,
+        )
 
     def _load_baseline(self, baseline: Path, devices: Collection[Device]) -> None:
         if all(device.runtime != "onnxruntime" for device in devices):
@@ -184,6 +233,16 @@ class Job:
             return verify.session_of(self.student.path)
         assert isinstance(self.student, ModuleStudent)
         return functools.partial(self.student.predict, scales=self.quantized)
+
+
+def as_source(data: str | Path | SampleSource | None) -> SampleSource | None:
+    """Samples as the Python API takes them, with what is said about them."""
+    return data if data is None or isinstance(data, SampleSource) else SampleSource(str(data))
+
+
+def _module_of(student: Student) -> Any:
+    assert isinstance(student, ModuleStudent)
+    return student.module
 
 
 def _settled_precision(precision: Precision, placement: Placement | None) -> Precision:

@@ -50,6 +50,18 @@ class Source(Record):
     failed: tuple[Failed, ...] = Field(default=(), description="The ways that were tried before, and why they failed.")
 
 
+class SampleSet(Record):
+    """The samples that ranges were measured on and the model was verified with."""
+
+    source: str = Field(description="The file's or folder's name, or the Python function.")
+    count: int
+    available: int = Field(description="How many there were to choose from.")
+    seed: int | None = Field(description="Of the choice; None where all were taken.")
+    sha256: str = Field(description="Of their own hashes, one a line, in the order of the bundle's samples.sha256.")
+    preprocessing: dict[str, Any] | None = Field(description="How images became inputs; None where none did.")
+    notes: tuple[str, ...] = Field(description="What was converted, and what may be wrong with them.")
+
+
 class Layer(Record):
     """One layer of `model.onnx` with a constant weight: a GEMM, or a convolution as the GEMM over its patches."""
 
@@ -235,6 +247,7 @@ class Manifest(Record):
     device_profile: Device = Field(description="The profile itself, as it was.")
     student: Source
     baseline: Source | None
+    samples: SampleSet | None = Field(default=None, description="None where the user gave none.")
     precision_asked: str
     precision: str
     float_type: str

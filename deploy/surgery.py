@@ -7,9 +7,11 @@ from pathlib import Path
 
 from pydantic import Field
 
+from calibration.samples import SampleSource
 from deploy.bundle import staged_files
-from deploy.job import Job, Precision
+from deploy.job import Job, Precision, as_source
 from deploy.lint import check_rules
+from deploy.manifest import SampleSet
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
 from exporters.passes.outcome import Outcome
@@ -36,6 +38,7 @@ class Surgery(Record):
     opset: int
     nodes_before: int
     nodes: int
+    samples: SampleSet | None = Field(default=None, description="None where the user gave none.")
     passes: tuple[Outcome, ...]
 
     def to_text(self) -> str:
@@ -56,7 +59,7 @@ def operate(
     options: LoadOptions | None = None,
     precision: Precision = "auto",
     placement: Placement | None = None,
-    data: str | Path | None = None,
+    data: str | Path | SampleSource | None = None,
     repair_sparsity: bool = False,
     io_types: IoTypes = "keep",
     progress: Progress | None = None,
@@ -70,7 +73,7 @@ def operate(
         options: what the checkpoint does not say about itself.
         precision: as of `convert`.
         placement: as of `convert`.
-        data: samples to measure activations on.
+        data: samples to measure activations on, as of `convert`.
         repair_sparsity: as of `convert`.
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
         progress: is told what each stage found.
@@ -87,7 +90,7 @@ def operate(
         options=options or LoadOptions(),
         precision=precision,
         asked_placement=placement,
-        data=None if data is None else Path(data),
+        data=as_source(data),
         baseline=None,
         out=out.parent,
         progress=progress,
@@ -109,6 +112,7 @@ def operate(
         opset=graph.opset_imports[""],
         nodes_before=nodes_before,
         nodes=len(graph.graph),
+        samples=job.sample_set,
         passes=tuple(passes),
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from calibration.samples import InputSpec
+from calibration.input_spec import InputSpec, SampleSpec
 from exporters.quantizer import Place, Quantizer
 from exporters.signature import Input
 from exporters.to_onnx import OPSET, Exported, to_onnx
@@ -70,12 +70,14 @@ class Student(Protocol):
         ...
 
 
-def sample_specs(student: Student) -> dict[str, InputSpec]:
+def sample_specs(student: Student) -> dict[str, SampleSpec]:
     """Return how samples of each input look: its shape without the batch, and its preprocessing where there is one."""
-    return {
-        spec.name: student.preprocessing.get(spec.name) or InputSpec(shape=spec.shape[1:], dtype=spec.dtype)
-        for spec in student.inputs
-    }
+    found = {}
+    for one in student.inputs:
+        spec = student.preprocessing.get(one.name) or InputSpec(shape=one.shape[1:], dtype=one.dtype)
+        dynamic = tuple(axis - 1 for axis in sorted(one.dynamic) if axis > 0)
+        found[one.name] = SampleSpec(spec.shape, spec.dtype, spec.scale, spec.mean, spec.std, dynamic)
+    return found
 
 
 @dataclass(frozen=True)

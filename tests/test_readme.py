@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -43,7 +45,29 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (folder / name).symlink_to(path)
     _save_deit(folder / "deit.pth")
+    _save_samples(folder)
     return folder
+
+
+def _save_samples(folder: Path) -> None:
+    """Photos and sentences, with a small BERT for them."""
+    images = importlib.import_module("PIL.Image")
+    (folder / "photos").mkdir()
+    for level in range(10):
+        images.new("RGB", (40, 30), (25 * level, 90, 9)).save(folder / "photos" / f"{level}.png")
+    texts = ["A cat sat on the mat.", "Dogs bark."]
+    (folder / "sentences.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    _save_bert(folder / "bert", texts)
+
+
+def _save_bert(folder: Path, texts: list[str]) -> None:
+    transformers, tokenizers = importlib.import_module("transformers"), importlib.import_module("tokenizers")
+    tokenizer = tokenizers.BertWordPieceTokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=64, show_progress=False)
+    transformers.BertTokenizerFast(tokenizer_object=tokenizer._tokenizer).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.BertConfig(vocab_size=64, max_position_embeddings=32, **sizes)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
 
 
 def _save_deit(path: Path) -> None:

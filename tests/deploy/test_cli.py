@@ -159,6 +159,10 @@ def test_convert_prints_what_the_python_api_returns(tmp_path: Path) -> None:
 BAD_INPUT = {
     "unknown profile": (["--profile", "agx-orn"], "no device profile 'agx-orn' (did you mean 'agx-orin'?)"),
     "missing data": (["--profile", "cpu", "--data", "nowhere.npz"], "no samples in nowhere.npz"),
+    "missing preprocessing": (
+        ["--profile", "cpu", "--data", str(labelled_images()), "--preprocessing", "no.toml"],
+        "no.toml",
+    ),
     "missing baseline": (["--profile", "cpu", "--baseline", "nowhere"], "no such file: nowhere"),
     "a baseline nobody measures": (
         ["--profile", "a100", "--baseline", "x"],
@@ -188,6 +192,13 @@ def test_path_that_the_system_refuses_is_one_error(tmp_path: Path) -> None:
         assert err.startswith("Error: ")
         assert "Hint: " in err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("option", [("--samples", "3"), ("--preprocessing", "x.toml"), ("--tokenizer", "x")])
+def test_what_is_said_about_samples_needs_samples(option: tuple[str, str]) -> None:
+    code, _, err = run("convert", "x", "--out", "y", "--profile", "cpu", *option)
+    assert code == 2
+    assert f"{option[0]} says something about samples: give them with --data." in err
 
 
 def test_missing_argument_is_a_usage_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,16 @@ def test_keeps_the_trained_scales_bit_for_bit(bundles: dict[str, Path], profile:
         assert np.float32(linear.input_scale).tobytes() == student.input_scales[module].tobytes()
         stored = linear.values.T if linear.k_axis == 0 else linear.values
         np.testing.assert_array_equal(stored, student.tensors[f"{module}.weight"])
+
+
+def test_lists_the_samples_that_were_used(bundles: dict[str, Path], manifests: dict[str, Manifest]) -> None:
+    for profile, manifest in manifests.items():
+        listed = (bundles[profile] / "samples.sha256").read_text()
+        assert manifest.samples is not None
+        assert (manifest.samples.count, manifest.samples.available, manifest.samples.seed) == (1000, 1000, None)
+        assert len(listed.splitlines()) == 1000
+        hashes = "".join(f"{line[:64]}\n" for line in listed.splitlines())
+        assert hashlib.sha256(hashes.encode()).hexdigest() == manifest.samples.sha256
 
 
 def test_stores_scales_in_the_type_of_the_graph_where_that_is_exact(bundles: dict[str, Path]) -> None:

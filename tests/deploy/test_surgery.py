@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
+from calibration.samples import SampleSource
 from deploy.ahead_of_time import compile_ahead
 from deploy.cli import main
 from deploy.conversion import convert
@@ -85,6 +87,33 @@ def test_a_float_onnx_file_goes_the_whole_way(float_onnx: Path, samples: Path, t
     assert verified is not None
     assert verified.agreement is not None
     assert verified.agreement >= 0.9  # of the classes of random weights, near ties
+
+
+def test_images_are_chosen_and_told(float_onnx: Path, tmp_path: Path) -> None:
+    """Photos become what the graph takes by the user's file; grey ones, since the model is grey."""
+    images = importlib.import_module("PIL.Image")
+    for level in range(6):
+        images.new("RGB", (40, 30), (40 * level, 0, 0)).save(tmp_path / f"{level}.png")
+    (tmp_path / "grey.toml").write_text('resize = 28\ncrop = 28\ncolours = "grey"\nmean = [0.286]\nstd = [0.353]\n')
+    source = SampleSource(str(tmp_path), count=4, seed=1, preprocessing=tmp_path / "grey.toml")
+    done = operate(float_onnx, tmp_path / "out.onnx", profile="cpu", precision="int8", data=source)
+    assert done.samples is not None
+    assert (done.samples.count, done.samples.available, done.samples.seed) == (4, 6, 1)
+    assert done.samples.preprocessing is not None
+    assert done.samples.preprocessing["crop"] == 28
+    assert "4 samples are few to measure ranges on: give 128 to 512" in done.samples.notes
+    assert "4 of 4 images are coloured: made grey" in done.samples.notes
+
+
+def test_samples_are_made_of_the_model_alone(float_onnx: Path, tmp_path: Path) -> None:
+    source = SampleSource("synthetic", count=2, seed=3)
+    done = convert(float_onnx, profiles=["cpu"], out=tmp_path / "dist", precision="int8", data=source)
+    manifest = done.bundles[0].manifest
+    assert manifest.samples is not None
+    assert manifest.samples.source == "2 synthetic inputs (the patch diversity of 2 attentions, seed 3)"
+    assert manifest.samples.notes == ("the samples are synthetic: ranges and agreement on real ones differ",)
+    assert manifest.verified is not None
+    assert manifest.verified.samples == manifest.samples.source
 
 
 def test_without_samples_nothing_can_be_measured(float_onnx: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from calibration.rows import all_of
 from calibration.samples import InputSpec, Samples, random_samples
 from deploy.manifest import Interval
 from deploy.verify import summary, verify
@@ -27,14 +28,14 @@ def samples() -> Samples:
 
 
 def test_model_that_is_the_student_agrees_wholly(model: Path, samples: Samples) -> None:
-    found = verify(model, 2 * samples.inputs["x"], samples)
+    found = verify(model, 2 * all_of(samples.inputs["x"]), samples)
     assert (found.count, found.agreement, found.max_abs_difference) == (250, 1.0, 0.0)
     assert (found.labelled, found.student_top1, found.onnx_top1) == (False, None, None)
     assert "no labels" in summary(found)
 
 
 def test_one_sample_that_differs_is_counted(model: Path, samples: Samples) -> None:
-    reference = 2 * samples.inputs["x"]
+    reference = 2 * all_of(samples.inputs["x"])
     reference[7] = -reference[7]
     found = verify(model, reference, samples)
     assert found.agreement == pytest.approx(249 / 250)
@@ -42,7 +43,7 @@ def test_one_sample_that_differs_is_counted(model: Path, samples: Samples) -> No
 
 
 def test_accuracies_are_those_of_each_against_the_labels(model: Path, samples: Samples) -> None:
-    logits = 2 * samples.inputs["x"]
+    logits = 2 * all_of(samples.inputs["x"])
     labels = logits.argmax(1)
     labels[:25] = (labels[:25] + 1) % 4
     labelled = Samples(samples.inputs, labels, "labelled", samples.sha256)
@@ -54,7 +55,7 @@ def test_accuracies_are_those_of_each_against_the_labels(model: Path, samples: S
 
 def test_interval_of_the_drop_is_exact(model: Path, samples: Samples) -> None:
     """30 samples that only the student gets right, 10 that only the model does: 30 of 40 lost, Clopper-Pearson."""
-    logits = 2 * samples.inputs["x"]
+    logits = 2 * all_of(samples.inputs["x"])
     labels = logits.argmax(1)
     reference = logits.copy()
     reference[:10] = -reference[:10]
@@ -68,7 +69,7 @@ def test_interval_of_the_drop_is_exact(model: Path, samples: Samples) -> None:
 
 
 def test_nothing_lost_where_both_are_right_on_the_same(model: Path, samples: Samples) -> None:
-    logits = 2 * samples.inputs["x"]
+    logits = 2 * all_of(samples.inputs["x"])
     found = verify(model, logits, Samples(samples.inputs, logits.argmax(1), "labelled", samples.sha256))
     assert found.drop == Interval(value=0.0, low=0.0, high=0.0)
 
@@ -91,10 +92,10 @@ def test_float16_overflow_that_onnxruntime_hides_is_found(tmp_path: Path, sample
 
 
 def test_float32_graph_needs_no_float16_check(model: Path, samples: Samples) -> None:
-    assert verify(model, samples.inputs["x"], samples).float16 is None
+    assert verify(model, all_of(samples.inputs["x"]), samples).float16 is None
 
 
 def test_tells_the_share_that_is_done(model: Path, samples: Samples) -> None:
     shares: list[float] = []
-    verify(model, samples.inputs["x"], samples, progress=shares.append)
+    verify(model, all_of(samples.inputs["x"]), samples, progress=shares.append)
     assert shares == [0.4, 0.8, 1.0]

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from calibration.rows import all_of
 from calibration.samples import load_samples
 from deploy.onnxruntime_api import PROVIDERS, cores
 from exporters.checkpoint import load_student
@@ -109,11 +110,7 @@ def efficientnet() -> Subject:
 
 def dinov2() -> Subject:
     """Features of a self-supervised transformer; a closed-form probe is fitted to the float ones."""
-    model = _exported(
-        survey_pairs.state_dict(
-            f"timm:vit_small_patch14_dinov2?img_size={_DINO_SIDE}", "DINOv2", suffix=".safetensors", weights=_dino_state
-        )
-    )
+    model = _exported(dino_pair())
     name = _name(model.graph.inputs[0])
     train, labels = _fashion("train", _PROBE_TRAINED)
     tested, truths = _fashion("t10k", _PROBE_TESTED)
@@ -137,9 +134,10 @@ def student() -> Subject:
     teacher = load_student(teacher_path())
     specs = sample_specs(teacher)
     tested = load_samples(labelled_images(), specs)
-    calibration = load_samples(calibration_images(), specs).inputs
+    calibration = load_samples(calibration_images(), specs)
     model = teacher.export().model
-    return Subject("Fashion ViT", model, calibration, tested.inputs, _as_they_are, lambda x: x, tested.labels)
+    given, asked = ({name: all_of(rows) for name, rows in one.inputs.items()} for one in (calibration, tested))
+    return Subject("Fashion ViT", model, given, asked, _as_they_are, lambda x: x, tested.labels)
 
 
 def minilm() -> Subject:
@@ -159,6 +157,13 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "student": student,
     "minilm": minilm,
 }
+
+
+def dino_pair() -> survey_pairs.Pair:
+    """The checkpoint of DINOv2 at _DINO_SIDE pixels."""
+    return survey_pairs.state_dict(
+        f"timm:vit_small_patch14_dinov2?img_size={_DINO_SIDE}", "DINOv2", suffix=".safetensors", weights=_dino_state
+    )
 
 
 def missing(name: str) -> str:
