@@ -29,6 +29,7 @@ from exporters.passes.lower_einsum import LowerEinsum
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
 from exporters.passes.merge_grouped_projections import MergeGroupedProjections
 from exporters.passes.merge_projections import MergeProjections
+from exporters.passes.name_axes import NameAxes
 from exporters.passes.outcome import Outcome, Pass
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
 from exporters.passes.raise_opset import RaiseOpset
@@ -102,7 +103,7 @@ def passes_for(target: Target, measure: Measure | None = None) -> list[Pass]:
     if target.float_type == "float16":
         passes += [ClampMasks(), TypeFloat16()]
     passes.append(AnnotateSparsity(target.device.sparse))
-    passes.append(SetOpset(target.device.onnx.opset))
+    passes += [SetOpset(target.device.onnx.opset), NameAxes()]
     return passes
 
 
