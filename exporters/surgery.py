@@ -32,6 +32,7 @@ from exporters.passes.lower_rms_norm import LowerRmsNorm
 from exporters.passes.lower_rotary import LowerRotary
 from exporters.passes.merge_grouped_projections import MergeGroupedProjections
 from exporters.passes.merge_projections import MergeProjections
+from exporters.passes.name_axes import NameAxes
 from exporters.passes.outcome import Outcome, Pass
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
 from exporters.passes.raise_opset import RaiseOpset
@@ -112,7 +113,7 @@ def passes_for(target: Target, measure: Measure | None = None, ranges: Measure |
     if target.float_type != "float32":
         passes += [ClampMasks(), TypeFloats(target.float_type, ranges, target.io_types)]
     passes.append(AnnotateSparsity(target.device.sparse))
-    passes.append(SetOpset(target.device.onnx.opset))
+    passes += [SetOpset(target.device.onnx.opset), NameAxes()]
     return passes
 
 

@@ -8,12 +8,12 @@
 |---|---|
 | w8a8-linear | both inputs of linear layers and convolutions, weights per output channel, activations per tensor |
 | w8a8-mha | also both products of each attention: q, k, the softmax with scale 1/127, v |
-| sparse-int8 | also the outputs of linear layers, bias included: NVIDIA reports sparse INT8 kernels chosen only there |
+| sparse-int8 | also what follows a linear layer, bias included: NVIDIA reports sparse INT8 kernels chosen only there |
 | w4 | weights alone, to 4 bits in blocks of 128 or 64 along K |
 
-`exporters.passes.placement_rules` tells what is left alone, as are biases and the sums of a transformer's residual
-stream. The sum of a CNN is quantized on the branch that ends in no convolution, so that it stays the other
-convolution's epilogue. What is quantized already stays as it is.
+`exporters.passes.placement_rules` tells what is left alone, as are biases, what the graph answers, and the sums of a
+transformer's residual stream. The sum of a CNN is quantized on the branch that ends in no convolution, so that it stays
+the other convolution's epilogue. What is quantized already stays as it is.
 
 A scale is rounded up to a float16 number where the graph will be float16: it then survives typing bit for bit, and an
 INT8 GEMM writes Half and not Float. In the same way to bfloat16.
@@ -87,11 +87,9 @@ class PlaceQuantizers:
     def _reads(self, graph: ir.Graph, linears: Sequence[Linear], left: list[LeftAlone]) -> Iterator[Read]:
         """What is to be quantized, each place once, but for what is quantized already."""
         by_place = {
-            (read.value if read.node is None else read.node, read.index): read
-            for read in self._activations(graph, linears, left)
-            if not _is_quantized(read)
+            (read.node, read.index): read for read in self._activations(graph, linears, left) if not _is_quantized(read)
         }
-        yield from sorted(by_place.values(), key=lambda read: read.node is None)
+        yield from by_place.values()
 
     def _activations(self, graph: ir.Graph, linears: Sequence[Linear], left: list[LeftAlone]) -> Iterator[Read]:
         for linear in linears:
@@ -111,10 +109,7 @@ class PlaceQuantizers:
     def _quantize_activation(self, inserter: Inserter, read: Read, amax: Mapping[Read, float]) -> Change:
         scale = self._scale(np.asarray(amax[read], np.float32), INT8[1], read.place)
         quantized = self._insert(inserter, read.value, scale, read.node, read.place)
-        if read.node is None:
-            _make_output(inserter.graph, read.value, quantized)
-        else:
-            read.node.replace_input_with(read.index, quantized)
+        read.node.replace_input_with(read.index, quantized)
         known = "" if read.amax is None else ", known without measuring"
         return Change(read.place, f"int8, scale {float(scale):.6g}, amax {amax[read]:.6g}{known}")
 
@@ -154,7 +149,7 @@ class PlaceQuantizers:
         inserter: Inserter,
         value: ir.Value,
         scale: npt.NDArray[np.float32],
-        before: ir.Node | None,
+        before: ir.Node,
         place: str,
         axis: int | None = None,
         block: int = 0,
@@ -167,7 +162,7 @@ class PlaceQuantizers:
             OPERATOR,
             [value, inserter.initializer(f"{place}_scale", scale)],
             dtype=value.dtype or ir.DataType.FLOAT,
-            module="" if before is None else before.metadata_props.get(MODULE_KEY, ""),
+            module=before.metadata_props.get(MODULE_KEY, ""),
             attributes=attributes,
             before=before,
             shape=value.shape,
@@ -218,15 +213,7 @@ def _amax(values: npt.NDArray[Any], axis: int | None, block: int) -> npt.NDArray
 def _is_quantized(read: Read) -> bool:
     producer = read.value.producer()
     before = producer is not None and producer.op_type in ("DequantizeLinear", OPERATOR)
-    return before or (read.node is not None and read.node.op_type == "QuantizeLinear")
-
-
-def _make_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    """Let `new` be what the graph answers instead of `old`, under its name."""
-    for index, value in enumerate(graph.outputs):
-        if value is old:
-            graph.outputs[index] = new
-    old.name, new.name = new.name, old.name
+    return before or read.node.op_type == "QuantizeLinear"
 
 
 def _name(value: ir.Value) -> str:

@@ -19,14 +19,14 @@ class Read:
 
     Attributes:
         value: what is read.
-        node: what reads it; None where the graph answers it.
+        node: what reads it.
         index: which input of the node.
         place: its name.
         amax: its largest absolute value, where that is known without measuring.
     """
 
     value: ir.Value
-    node: ir.Node | None
+    node: ir.Node
     index: int
     place: str
     amax: float | None = None
@@ -48,7 +48,7 @@ def residuals(graph: ir.Graph, linears: Sequence[Linear]) -> Iterator[Read]:
 
 
 def outputs(linears: Sequence[Linear]) -> Iterator[Read]:
-    """What reads the result of each linear layer, bias included, or answers it."""
+    """What reads the result of each linear layer, bias included; what the graph answers stays float."""
     for linear in (linear for linear in linears if linear.kind == "gemm"):
         value = linear.node.outputs[0]
         users = [user for user, _ in value.uses()]
@@ -56,8 +56,6 @@ def outputs(linears: Sequence[Linear]) -> Iterator[Read]:
             value = users[0].outputs[0]
         for user, index in list(value.uses()):
             yield Read(value, user, index, f"{linear.module}.output")
-        if value.is_graph_output():
-            yield Read(value, None, 0, f"{linear.module}.output")
 
 
 def attention_products(graph: ir.Graph, left: list[LeftAlone]) -> Iterator[Read]:

@@ -168,14 +168,14 @@ def test_answers_as_the_fake_quantized_student(
 )
 def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str]) -> None:
     target = Target(load_device(device), float_type)
-    assert names(passes_for(target)) == [*CANONICAL, *steps, "AnnotateSparsity", "SetOpset"]
+    assert names(passes_for(target)) == [*CANONICAL, *steps, "AnnotateSparsity", "SetOpset", "NameAxes"]
 
 
 def test_quantizers_are_placed_on_repaired_float_weights_in_the_form_that_is_compiled() -> None:
     target = Target(load_device("a100"), "float16", "w8a8-mha", repair_sparsity=True)
     placing = ["LowerAttention", "RepairSparsity", "PlaceQuantizers", "LowerFakeQuantize", "RepairQdq"]
     shaped = [*placing, "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"]
-    assert names(passes_for(target)) == [*CANONICAL, *shaped, "AnnotateSparsity", "SetOpset"]
+    assert names(passes_for(target)) == [*CANONICAL, *shaped, "AnnotateSparsity", "SetOpset", "NameAxes"]
 
 
 def names(passes: Sequence[Pass]) -> list[str]:

@@ -685,26 +685,12 @@ def test_sparse_int8_quantizes_what_a_linear_layer_answers(run: Run) -> None:
 
 
 @pytest.mark.parametrize("text", [LINEAR, GEMM])
-def test_sparse_int8_quantizes_an_output_of_the_graph_under_its_name(text: str, run: Run) -> None:
-    """Each output is a multiple of the step, and within what the product allows, half a step and 1e-4."""
+def test_sparse_int8_leaves_what_the_graph_answers_float(text: str) -> None:
     model = filled(text)
-    inputs = samples(model)
-    before = run(model, **inputs)
-    assert places(quantized(model, "sparse-int8")) == ["fc.input", "fc.output", "fc.weight"]
-    assert [value.name for value in model.graph.outputs] == ["y"]
+    assert places(quantized(model, "sparse-int8")) == ["fc.input", "fc.weight"]
     last = model.graph.outputs[0].producer()
     assert last is not None
-    assert last.op_type == "DequantizeLinear"
-    assert last.inputs[1] is not None
-    step = float(array_of(last.inputs[1]).item())
-    after = run(model, **inputs)
-    assert np.abs(after / step - np.rint(after / step)).max() <= 1e-4
-    weight = np.asarray(array_of(filled(text).graph.initializers["w"]), np.float32)
-    as_kn = weight if text == LINEAR else weight.T
-    first = next(linear for linear in find_linears(model.graph) if linear.input_q is not None)
-    assert first.input_scale is not None
-    bound = largest_error(model, np.asarray(inputs["x"], np.float32), as_kn)
-    assert (np.abs(after - before) <= bound + step * 0.5 + 1e-4).all()
+    assert last.op_type != "DequantizeLinear"
 
 
 def test_sparse_int8_with_several_readers_shares_one_q(run: Run) -> None:

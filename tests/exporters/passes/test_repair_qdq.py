@@ -155,6 +155,44 @@ def test_the_sum_of_a_cnn_is_quantized_on_its_identity_branch_alone() -> None:
     assert kinds == ["DequantizeLinear", "Conv"]
 
 
+SHARED_CNN = """
+    <ir_version: 10, opset_import: ["": 21]>
+    g (float[N,8,4,4] x) => (float[N,8,4,4] y)
+    <float s = {0.05}, float t = {0.02}, int8 z = {0}, int8[8,8,1,1] k = {ONES}>
+    {
+        wd = DequantizeLinear(k, t, z) w1 = DequantizeLinear(k, t, z) w2 = DequantizeLinear(k, t, z)
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) first = Conv(d, wd)
+        fq = QuantizeLinear(first, s, z) fd = DequantizeLinear(fq, s, z) c = Conv(fd, w1)
+        cq = QuantizeLinear(c, s, z) cd = DequantizeLinear(cq, s, z) r = Add(SUM)
+        rq = QuantizeLinear(r, s, z) rd = DequantizeLinear(rq, s, z) y = Conv(rd, w2)
+    }
+"""
+
+
+@pytest.mark.parametrize("order", ["fd, cd", "cd, fd"])
+def test_the_branch_that_another_convolution_reads_too_is_the_one_that_stays_quantized(order: str) -> None:
+    text = SHARED_CNN.replace("ONES", listed(np.ones((8, 8, 1, 1), np.int8))).replace("SUM", order)
+    model = ir.from_onnx_text(text)
+    RepairQdq()(model)
+    add = next(node for node in model.graph if node.op_type == "Add")
+    assert {value.name for value in add.inputs if value is not None} == {"fd", "c"}
+
+
+JOINED = """
+    a = QuantizeLinear(x, s, z) ad = DequantizeLinear(a, s, z) xt = Relu(x)
+    b = QuantizeLinear(xt, s, z) bd = DequantizeLinear(b, s, z) c = Concat<axis=1>(ad, bd)
+"""
+
+
+def test_a_concatenation_takes_integers_only_ahead_of_a_layer_that_does() -> None:
+    behind = "cq = QuantizeLinear(c, s, z) cd = DequantizeLinear(cq, s, z)"
+    layer = model_of(f"{JOINED} {behind} wd = DequantizeLinear(w, t, z) y = MatMul(cd, wd)")
+    assert RepairQdq()(layer).changed == 0
+    norm = model_of(f"{JOINED} {behind} y = LayerNormalization(cd, g)")
+    RepairQdq()(norm)
+    assert op_types(norm) == ["Relu", "Concat", "LayerNormalization"]
+
+
 @pytest.mark.parametrize("body", [NORM, RESHAPED, RESIDUAL, ATTENTION, HALF_ATTENTION])
 def test_a_second_run_changes_nothing(body: str) -> None:
     model = model_of(body)
