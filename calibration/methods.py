@@ -13,16 +13,12 @@ Entropy is as in S. Migacz, *8-bit Inference with TensorRT*, GTC 2017.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from calibration.histogram import Histogram
-
-MethodName = Literal["max", "percentile", "entropy", "mse"]
-METHODS: tuple[MethodName, ...] = get_args(MethodName)
-PERCENTILE = 99.99
+from calibration.method_names import PERCENTILE, MethodName
 
 _LEVELS = 127
 _LINEAR_BINS = 2048

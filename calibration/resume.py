@@ -55,6 +55,7 @@ class Resume:
         """Keep what was counted in the first `done` batches, if the last time is long enough ago."""
         if time.monotonic() - self._written < self.every_s:
             return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         new = self.file.with_name(f"{self.file.name}.new")
         with new.open("wb") as file:
             np.savez(

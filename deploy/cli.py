@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporters.placement import PLACEMENTS
+from calibration.method_names import METHODS, PERCENTILE
+from exporters.placement import PLACEMENTS, measures
 from profiles.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -122,6 +123,25 @@ _DATA_OPTIONS = (
         help="Folder with tokenizer.json, for texts.  [default: the model's own]",
     ),
 )
+_RANGE_OPTIONS = (
+    click.option(
+        "--method",
+        type=click.Choice(METHODS),
+        default="max",
+        show_default=True,
+        help="How the range of an activation is found on the samples.",
+    ),
+    click.option(
+        "--percentile",
+        type=click.FloatRange(0, 100, min_open=True),
+        default=PERCENTILE,
+        show_default=True,
+        help="Of --method percentile, in %.",
+    ),
+)
+scales_option = click.option(
+    "--scales", type=click.Path(path_type=Path), help="Ranges that gpusq calibrate has measured before."
+)
 
 
 def student_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -161,6 +181,13 @@ def data_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def range_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how ranges are found on the samples."""
+    for option in reversed(_RANGE_OPTIONS):
+        command = option(command)
+    return command
+
+
 def scale_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that decide about scales what a checkpoint leaves open."""
     for option in reversed(_SCALE_OPTIONS):
@@ -194,6 +221,12 @@ def _sample_source(
                 raise click.UsageError(f"{option} says something about samples: give them with --data.")
         return None
     return SampleSource(data, count, seed, preprocessing, tokenizer)
+
+
+def _method(name: str, percentile: float) -> Any:
+    from calibration.methods import Method
+
+    return Method(name, percentile)  # type: ignore[arg-type]  # click.Choice has checked it
 
 
 @main.command()
@@ -236,6 +269,8 @@ def export(
 )
 @placement_option
 @data_options
+@range_options
+@scales_option
 @repair_option
 @io_option
 @click.option("--baseline", type=click.Path(path_type=Path), help="Dense checkpoint to measure against, in FP32.")
@@ -257,6 +292,9 @@ def convert(
     seed: int,
     preprocessing: Path | None,
     tokenizer: Path | None,
+    method: str,
+    percentile: float,
+    scales: Path | None,
     repair_sparsity: bool,
     io_types: str,
     baseline: Path | None,
@@ -273,6 +311,8 @@ def convert(
         precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
         placement=placement,  # type: ignore[arg-type]
         data=_sample_source(data, samples, seed, preprocessing, tokenizer),
+        method=_method(method, percentile),
+        scales=scales,
         repair_sparsity=repair_sparsity,
         io_types=io_types,  # type: ignore[arg-type]
         baseline=baseline,
@@ -288,6 +328,8 @@ def convert(
 @click.option("--precision", type=click.Choice(_PRECISIONS), default="auto", show_default=True, help="As of convert.")
 @placement_option
 @data_options
+@range_options
+@scales_option
 @repair_option
 @io_option
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
@@ -308,6 +350,9 @@ def surgery(
     seed: int,
     preprocessing: Path | None,
     tokenizer: Path | None,
+    method: str,
+    percentile: float,
+    scales: Path | None,
     repair_sparsity: bool,
     io_types: str,
     out: Path,
@@ -327,8 +372,69 @@ def surgery(
         precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
         placement=placement,  # type: ignore[arg-type]
         data=_sample_source(data, samples, seed, preprocessing, tokenizer),
+        method=_method(method, percentile),
+        scales=scales,
         repair_sparsity=repair_sparsity,
         io_types=io_types,  # type: ignore[arg-type]
+        progress=_progress(),
+    )
+    _print(done.model_dump_json(indent=2, by_alias=True), lambda: click.echo(done.to_text()), as_json)
+
+
+@main.command()
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@student_options
+@click.option("--profile", default="a100", show_default=True, help="The device whose graph is measured.")
+@click.option(
+    "--placement",
+    type=click.Choice([placement for placement in PLACEMENTS if measures(placement)]),
+    default="w8a8-linear",
+    show_default=True,
+    help="What is to be quantized.",
+)
+@data_options
+@range_options
+@click.option("--against", metavar="SOURCE", help="Other samples, to compare the ranges with.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The file of the scales, in JSON.")
+@json_option
+def calibrate(
+    model_path: Path,
+    model: str | None,
+    inputs: tuple[str, ...],
+    dynamic: tuple[str, ...],
+    trust_code: bool,
+    drop_dynamic: bool,
+    bits: int | None,
+    profile: str,
+    placement: str,
+    data: str | None,
+    samples: int | None,
+    seed: int,
+    preprocessing: Path | None,
+    tokenizer: Path | None,
+    method: str,
+    percentile: float,
+    against: str | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Measure scales for what has none in MODEL, an ONNX file or a checkpoint, into a file that --scales takes.
+
+    Trained scales stay. A run that was interrupted goes on where it ended.
+    """
+    from deploy.calibrate import calibrate as run
+
+    if data is None:
+        raise click.UsageError("Missing option '--data': the samples to measure on.")
+    done = run(
+        model_path,
+        out,
+        _sample_source(data, samples, seed, preprocessing, tokenizer),
+        profile=profile,
+        placement=placement,  # type: ignore[arg-type]  # click.Choice has checked it
+        method=_method(method, percentile),
+        options=_load_options(model, inputs, dynamic, trust_code, drop_dynamic, bits),
+        against=None if against is None else _sample_source(against, samples, seed, preprocessing, tokenizer),
         progress=_progress(),
     )
     _print(done.model_dump_json(indent=2, by_alias=True), lambda: click.echo(done.to_text()), as_json)

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 from pydantic import Field
 
+from calibration.methods import Method
 from calibration.samples import SampleSource, random_inputs
 from deploy import bench, environment, verify
 from deploy import build as building
@@ -63,6 +64,8 @@ def convert(
     baseline: str | Path | None = None,
     repair_sparsity: bool = False,
     io_types: IoTypes = "keep",
+    method: Method | None = None,
+    scales: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -81,6 +84,8 @@ def convert(
         baseline: a dense checkpoint to measure against, in FP32.
         repair_sparsity: prune the layers that are 2:4 but for a few groups, and report the error that this makes.
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
+        method: how the range of an activation is found on the samples; by default nothing is clipped.
+        scales: the file of `gpusq calibrate`, instead of measuring.
         progress: is told what each stage found.
 
     Raises:
@@ -98,6 +103,8 @@ def convert(
         progress=progress or Progress(),
         repair_sparsity=repair_sparsity,
         io_types=io_types,
+        method=method or Method(),
+        scales_file=None if scales is None else Path(scales),
     )
     job.load(devices.values())
     job.note_sources()

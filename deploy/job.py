@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,16 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from calibration.collect import CollectOptions, collect
 from calibration.image_input import image_preprocessing
+from calibration.methods import Method
 from calibration.ranges import measure_amax
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
 from deploy import verify
 from deploy.bundle import hash_checkpoint
 from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
+from deploy.scales_file import Scales, read_scales
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
 from exporters.passes.place_quantizers import Measure
@@ -49,6 +52,8 @@ class Job:
     progress: Progress
     repair_sparsity: bool = False
     io_types: IoTypes = "keep"
+    method: Method = field(default_factory=Method)
+    scales_file: Path | None = None
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -161,16 +166,39 @@ class Job:
         """What the graph is made for on `device`."""
         return Target(device, self.float_type(device), self.placement, self.repair_sparsity, self.io_types)
 
-    def measure(self, model: ir.Model, names: Sequence[str]) -> dict[str, float]:
-        """The largest absolute values of tensors on the samples.
+    def measure(self, model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
+        """The ranges of tensors: from the file of scales, or on the samples, by the method that was asked for.
 
         Raises:
-            GpusqError: there are tensors to measure, and no samples were given.
+            GpusqError: there are tensors to measure, and neither scales nor samples were given.
         """
         if names:
             self._check_measurable()
-        with self.progress.working("measuring ranges"):
-            return measure_amax(model, names, self.samples.inputs, self.fixed_batch or verify.BATCH)
+        if self.scales is not None:
+            return self.scales.amax(names)
+        batch, inputs = self.fixed_batch or verify.BATCH, self.samples.inputs
+        with self.progress.working("measuring ranges") as advance:
+            if self.method.name == "max":
+                return measure_amax(model, names, inputs, batch)
+            found = collect(model, names, inputs, CollectOptions(batch), progress=advance)
+            return {name: self.method(histogram) for name, histogram in found.items()}
+
+    @cached_property
+    def scales(self) -> Scales | None:
+        """What was calibrated before; None where no file of scales was given.
+
+        Raises:
+            GpusqError: it is of another checkpoint.
+        """
+        if self.scales_file is None:
+            return None
+        scales = read_scales(self.scales_file)
+        if scales.sha256 != hash_checkpoint(self.checkpoint):
+            raise GpusqError(
+                f"{self.scales_file} is of another checkpoint than {self.checkpoint}",
+                hint="calibrate this one: gpusq calibrate",
+            )
+        return scales
 
     @property
     def ranges(self) -> Measure | None:
@@ -183,10 +211,10 @@ class Job:
             return measure_amax(model, names, self.samples.inputs, batch, check_finite=False)
 
     def _check_measurable(self) -> None:
-        if self.data is None:
+        if self.data is None and self.scales is None:
             raise GpusqError(
                 f"{self.checkpoint} has layers without trained scales, and there is nothing to measure them on",
-                hint="give samples with --data calib.npz, or use --precision fp16",
+                hint="give samples with --data calib.npz or scales with --scales, or use --precision fp16",
             )
 
     def precision_name(self, device: Device) -> str:

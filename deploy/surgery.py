@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from calibration.methods import Method
 from calibration.samples import SampleSource
 from deploy.bundle import staged_files
 from deploy.job import Job, Precision, as_source
@@ -62,6 +63,8 @@ def operate(
     data: str | Path | SampleSource | None = None,
     repair_sparsity: bool = False,
     io_types: IoTypes = "keep",
+    method: Method | None = None,
+    scales: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Surgery:
     """Write the graph of `model` that the compiler of `profile` fuses best to `out`.
@@ -76,6 +79,8 @@ def operate(
         data: samples to measure activations on, as of `convert`.
         repair_sparsity: as of `convert`.
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
+        method: as of `convert`.
+        scales: as of `convert`.
         progress: is told what each stage found.
 
     Raises:
@@ -96,6 +101,8 @@ def operate(
         progress=progress,
         repair_sparsity=repair_sparsity,
         io_types=io_types,
+        method=method or Method(),
+        scales_file=None if scales is None else Path(scales),
     )
     job.load([device])
     graph = job.exported.model

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from calibration.histogram import Histogram
-from calibration.methods import METHODS, Method, at_percentile, least_divergent, least_square_error
+from calibration.method_names import METHODS
+from calibration.methods import Method, at_percentile, least_divergent, least_square_error
 
 Array = npt.NDArray[np.float64]
 LINEAR = 2048
