@@ -27,6 +27,8 @@ Wide = npt.NDArray[np.float64]
 _ALPHAS = np.linspace(0.1, 1.0, 10)
 _HIGH = 127
 _SMALLEST = 1e-4
+# An enlarged channel is clipped sooner on inputs that were not among the samples: it keeps some room above it.
+HEADROOM = 2.0
 _WORTH = 0.98  # of the error: what is won must be more than the noise of the prediction
 
 
@@ -69,7 +71,7 @@ def best_factors(
     readings: Sequence[Reading],
     *,
     made_by: Float | None = None,
-    floor: Float | None = None,
+    ceilings: Sequence[tuple[Float, float]] = (),
     activations: bool = True,
     alpha: float | None = None,
 ) -> tuple[Float, float]:
@@ -78,7 +80,7 @@ def best_factors(
     Args:
         readings: the tensors that have these channels.
         made_by: the largest weight that makes each channel, for the equalization that looks at weights alone.
-        floor: what s must not fall below, [C]: amax / c where a Clip at c is above the channel.
+        ceilings: what the channels reach, [C], below each Clip on the tensors' way, and where it clips.
         activations: whether the tensors themselves are quantized.
         alpha: of equation 4; None to search it.
 
@@ -89,7 +91,7 @@ def best_factors(
     before = predicted_error(readings, ones, activations=activations)
     best, least = ones, before * _WORTH
     for s in _candidates(readings, made_by, alpha):
-        bounded = s if floor is None else np.clip(s, np.minimum(floor, 1), 1)
+        bounded = _with_headroom(readings, s, ceilings)
         error = predicted_error(readings, bounded, activations=activations)
         if error < least:
             best, least = bounded, error
@@ -130,6 +132,14 @@ def _candidates(readings: Sequence[Reading], made_by: Float | None, alpha: float
         yield equalized(readings, made_by)
     for value in _ALPHAS.tolist() if alpha is None else [alpha]:
         yield smooth(readings, value)
+
+
+def _with_headroom(readings: Sequence[Reading], s: Float, ceilings: Sequence[tuple[Float, float]]) -> Float:
+    """`s`, no channel enlarged beyond 1 / HEADROOM of what its tensor reaches, or of where a Clip above it clips."""
+    reached = [(reading.channels.amax, float((reading.channels.amax / s).max())) for reading in readings]
+    for amax, limit in (*reached, *ceilings):
+        s = np.maximum(s, np.minimum(np.float32(HEADROOM) * amax / np.float32(limit or 1), np.float32(1)))
+    return s
 
 
 def _weight_amax(readings: Sequence[Reading]) -> npt.NDArray[np.float64]:

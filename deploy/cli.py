@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporters.improvement import IMPROVEMENTS
 from exporters.placement import PLACEMENTS
 from profiles.errors import GpusqError
 
@@ -101,6 +102,12 @@ io_option = click.option(
     default="keep",
     show_default=True,
     help="Inputs and outputs stay float32, or get the type of the graph, without casts.",
+)
+improve_option = click.option(
+    "--improve",
+    multiple=True,
+    type=click.Choice(IMPROVEMENTS),
+    help="Lose less by the quantizers that are placed; may be given several times, see the documentation.",
 )
 _DATA_OPTIONS = (
     click.option(
@@ -238,6 +245,7 @@ def export(
 @data_options
 @repair_option
 @io_option
+@improve_option
 @click.option("--baseline", type=click.Path(path_type=Path), help="Dense checkpoint to measure against, in FP32.")
 @json_option
 def convert(
@@ -259,6 +267,7 @@ def convert(
     tokenizer: Path | None,
     repair_sparsity: bool,
     io_types: str,
+    improve: tuple[str, ...],
     baseline: Path | None,
     as_json: bool,
 ) -> None:
@@ -275,6 +284,7 @@ def convert(
         data=_sample_source(data, samples, seed, preprocessing, tokenizer),
         repair_sparsity=repair_sparsity,
         io_types=io_types,  # type: ignore[arg-type]
+        improve=improve,  # type: ignore[arg-type]
         baseline=baseline,
         progress=_progress(),
     )
@@ -290,6 +300,7 @@ def convert(
 @data_options
 @repair_option
 @io_option
+@improve_option
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
 @json_option
 def surgery(
@@ -310,6 +321,7 @@ def surgery(
     tokenizer: Path | None,
     repair_sparsity: bool,
     io_types: str,
+    improve: tuple[str, ...],
     out: Path,
     as_json: bool,
 ) -> None:
@@ -329,6 +341,7 @@ def surgery(
         data=_sample_source(data, samples, seed, preprocessing, tokenizer),
         repair_sparsity=repair_sparsity,
         io_types=io_types,  # type: ignore[arg-type]
+        improve=improve,  # type: ignore[arg-type]
         progress=_progress(),
     )
     _print(done.model_dump_json(indent=2, by_alias=True), lambda: click.echo(done.to_text()), as_json)

@@ -24,6 +24,7 @@ from deploy.lint import check_rules
 from deploy.manifest import Manifest, Measurement
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
+from exporters.improvement import Improvement
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement
 from exporters.save_onnx import save_onnx
@@ -63,6 +64,7 @@ def convert(
     baseline: str | Path | None = None,
     repair_sparsity: bool = False,
     io_types: IoTypes = "keep",
+    improve: Sequence[Improvement] = (),
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -81,6 +83,7 @@ def convert(
         baseline: a dense checkpoint to measure against, in FP32.
         repair_sparsity: prune the layers that are 2:4 but for a few groups, and report the error that this makes.
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
+        improve: what is done so that less is lost by the quantizers that are placed; most need `data`.
         progress: is told what each stage found.
 
     Raises:
@@ -98,6 +101,7 @@ def convert(
         progress=progress or Progress(),
         repair_sparsity=repair_sparsity,
         io_types=io_types,
+        improve=tuple(improve),
     )
     job.load(devices.values())
     job.note_sources()
@@ -115,7 +119,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     progress = job.progress
     model = job.exported.model.clone()
     target = job.target(device)
-    passes = surgery(model, target, job.measure, job.ranges)
+    passes = surgery(model, target, job.measure, job.ranges, job.feed)
     check_rules(model, device)
     save_onnx(model, bundle / MODEL_FILE)
     onnx.checker.check_model(bundle / MODEL_FILE, full_check=True)

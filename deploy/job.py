@@ -12,6 +12,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from calibration.image_input import image_preprocessing
+from calibration.probes import Feed
 from calibration.ranges import measure_amax
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
 from deploy import verify
@@ -20,6 +21,7 @@ from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
+from exporters.improvement import Improvement, measures_samples
 from exporters.passes.place_quantizers import Measure
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement, measures, places
@@ -49,6 +51,7 @@ class Job:
     progress: Progress
     repair_sparsity: bool = False
     io_types: IoTypes = "keep"
+    improve: tuple[Improvement, ...] = ()
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -63,6 +66,8 @@ class Job:
         for device in devices:
             self.float_type(device)
         self.student = load_student(self.checkpoint, self.options)
+        if self.improve:
+            self._check_improvable()
         if not self.student.quantized and measures(self.placement):
             self._check_measurable()
         if self.baseline is not None:
@@ -159,7 +164,14 @@ class Job:
 
     def target(self, device: Device) -> Target:
         """What the graph is made for on `device`."""
-        return Target(device, self.float_type(device), self.placement, self.repair_sparsity, self.io_types)
+        return Target(
+            device, self.float_type(device), self.placement, self.repair_sparsity, self.io_types, self.improve
+        )
+
+    @property
+    def feed(self) -> Feed | None:
+        """The samples for the improvements that look at what the model does on them; None without samples."""
+        return None if self.data is None else Feed(self.samples.inputs, self.fixed_batch or verify.BATCH)
 
     def measure(self, model: ir.Model, names: Sequence[str]) -> dict[str, float]:
         """The largest absolute values of tensors on the samples.
@@ -181,6 +193,15 @@ class Job:
         with self.progress.working("measuring ranges"):
             batch = self.fixed_batch or verify.BATCH
             return measure_amax(model, names, self.samples.inputs, batch, check_finite=False)
+
+    def _check_improvable(self) -> None:
+        if not places(self.placement):
+            raise GpusqError(
+                f"{self.improve[0]} is for what gets quantized, and placement {self.placement} quantizes nothing",
+                hint="give a placement such as --placement w8a8-linear, or leave out --improve",
+            )
+        if measures_samples(self.improve):
+            self._check_measurable()
 
     def _check_measurable(self) -> None:
         if self.data is None:

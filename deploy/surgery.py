@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -14,6 +14,7 @@ from deploy.lint import check_rules
 from deploy.manifest import SampleSet
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
+from exporters.improvement import Improvement
 from exporters.passes.outcome import Outcome
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement
@@ -62,6 +63,7 @@ def operate(
     data: str | Path | SampleSource | None = None,
     repair_sparsity: bool = False,
     io_types: IoTypes = "keep",
+    improve: Sequence[Improvement] = (),
     progress: Progress | None = None,
 ) -> Surgery:
     """Write the graph of `model` that the compiler of `profile` fuses best to `out`.
@@ -76,6 +78,7 @@ def operate(
         data: samples to measure activations on, as of `convert`.
         repair_sparsity: as of `convert`.
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
+        improve: as of `convert`.
         progress: is told what each stage found.
 
     Raises:
@@ -96,11 +99,12 @@ def operate(
         progress=progress,
         repair_sparsity=repair_sparsity,
         io_types=io_types,
+        improve=tuple(improve),
     )
     job.load([device])
     graph = job.exported.model
     nodes_before = len(graph.graph)
-    passes = surgery(graph, job.target(device), job.measure, job.ranges)
+    passes = surgery(graph, job.target(device), job.measure, job.ranges, job.feed)
     check_rules(graph, device)
     with staged_files(out) as staged:
         files = save_onnx(graph, staged)

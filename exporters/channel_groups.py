@@ -266,7 +266,7 @@ def _along_inputs(layer: Linear, s: Float) -> Float:
     return rows.reshape(*shape[:2], *[1] * (len(shape) - 2))
 
 
-def _multiply(weight: ir.Value, factors: Float) -> None:
+def _multiply(weight: ir.Value, factors: npt.NDArray[np.floating]) -> None:
     tensor = weight.const_value
     assert tensor is not None
     shape = array_shape(weight)

@@ -93,8 +93,8 @@ def _why_not(linear: Linear, quantized: set[str | None], seen: set[ir.Value]) ->
 def _product(linear: Linear) -> Product:
     tensor = str(activation(linear).name)
     if linear.kind == "gemm":
-        transposed = linear.node.op_type == "Gemm" and linear.node.attributes.get_int("transA", 0)
-        return Product(tensor, linear.k, -1 if (linear.activation_input == 0) != bool(transposed) else -2)
+        transposed = linear.node.op_type == "Gemm" and linear.node.attributes.get_int("transA", 0) == 1
+        return Product(tensor, linear.k, -1 if (linear.activation_input == 0) != transposed else -2)
     attributes = linear.node.attributes
     window = {name: attributes[name].value for name in _WINDOW if name in attributes}
     return Product(tensor, linear.k, kernel=linear.shape[2:], groups=linear.group, window=window)

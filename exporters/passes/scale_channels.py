@@ -9,8 +9,8 @@ factors do is predicted from what the channels reach on the samples (calibration
 error no factors lower is left alone.
 
 In float nothing changes but the rounding. The one exception is a Clip between 0 and c (ReLU6), which stays as it is:
-channels are only enlarged, no further than that none reaches c on the samples. Beyond the samples such a channel is
-clipped at c, which is where the quantizer behind it clips it at the latest.
+a channel is only enlarged, and no further than to c / 2 on the samples; one that reaches more than that stays. So the
+numbers are the same for whatever reaches less than twice what it did on the samples; beyond, c clips it earlier.
 """
 
 from __future__ import annotations
@@ -82,11 +82,10 @@ class ScaleChannels:
             Reading(reached[str(value.name)], [self._reader(linear) for linear in readers])
             for value, readers in group.readers.items()
         ]
-        floors = [reached[str(value.name)].amax / np.float32(high) for value, high in group.ceilings.items()]
         return best_factors(
             readings,
             made_by=_largest_of_outputs(group.layers) if self.kind == "conv" else None,
-            floor=np.max(floors, axis=0) if floors else None,
+            ceilings=[(reached[str(value.name)].amax, high) for value, high in group.ceilings.items()],
             activations=self.placement != "w4",
             alpha=self.alpha,
         )
