@@ -29,6 +29,7 @@ _HIGH = 127
 _SMALLEST = 1e-4
 # An enlarged channel is clipped sooner on inputs that were not among the samples: it keeps some room above it.
 HEADROOM = 2.0
+_ROUNDS = 6
 _WORTH = 0.98  # of the error: what is won must be more than the noise of the prediction
 
 
@@ -85,17 +86,25 @@ def best_factors(
         alpha: of equation 4; None to search it.
 
     Returns:
-        s of nothing but ones, and 1, where nothing lowers the error by 2 % at least.
+        s of nothing but ones, and 1, where nothing lowers the error by 2 % at least. What is
+        found is the start of another round, until nothing more is won.
     """
-    ones = np.ones(len(readings[0].channels.amax), np.float32)
-    before = predicted_error(readings, ones, activations=activations)
-    best, least = ones, before * _WORTH
-    for s in _candidates(readings, made_by, alpha):
-        bounded = _with_headroom(readings, s, ceilings)
-        error = predicted_error(readings, bounded, activations=activations)
-        if error < least:
-            best, least = bounded, error
-    return best, least / before if best is not ones else 1.0
+    total = np.ones(len(readings[0].channels.amax), np.float32)
+    before = predicted_error(readings, total, activations=activations)
+    least = before
+    for _ in range(_ROUNDS):
+        scaled = [_scaled(reading, total) for reading in readings]
+        made = None if made_by is None else made_by / total
+        found, error = total, least * _WORTH
+        for s in _candidates(scaled, made, alpha):
+            bounded = total * _with_headroom(scaled, s, [(amax / total, limit) for amax, limit in ceilings])
+            predicted = predicted_error(readings, bounded, activations=activations)
+            if predicted < error:
+                found, error = bounded, predicted
+        if found is total:
+            break
+        total, least = found, error
+    return total, least / before if before else 1.0
 
 
 def predicted_error(readings: Sequence[Reading], s: Float, *, activations: bool = True) -> float:
@@ -132,6 +141,16 @@ def _candidates(readings: Sequence[Reading], made_by: Float | None, alpha: float
         yield equalized(readings, made_by)
     for value in _ALPHAS.tolist() if alpha is None else [alpha]:
         yield smooth(readings, value)
+
+
+def _scaled(reading: Reading, s: Float) -> Reading:
+    """The reading as it is with factors `s`."""
+    channels = Channels(reading.channels.amax / s, (reading.channels.mean_square / np.square(s)).astype(np.float32))
+    weights = [
+        Reader(reader.weight * s.reshape(*reader.weight.shape[:2], 1, 1), reader.block, reader.high)
+        for reader in reading.readers
+    ]
+    return Reading(channels, weights)
 
 
 def _with_headroom(readings: Sequence[Reading], s: Float, ceilings: Sequence[tuple[Float, float]]) -> Float:

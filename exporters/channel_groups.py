@@ -114,11 +114,13 @@ class _Growth:
             if value in seen:
                 continue
             seen.add(value)
-            if value.is_graph_output() or value.shape is None:
-                group.why = group.why or "the graph answers it, or its shape is not known"
+            if value.is_graph_output():
+                group.why = group.why or "the graph answers it"
             todo += self._made(group, value)
             for use in value.uses():
                 todo += self._read(group, value, use.node, use.idx)
+        if any(value.shape is None for value in (*group.readers, *group.ceilings)):
+            group.why = group.why or "its shape is not known"
         return group
 
     def _made(self, group: Group, value: ir.Value) -> list[ir.Value]:

@@ -31,6 +31,7 @@ from exporters.passes.lower_fake_quantize import LowerFakeQuantize
 from exporters.passes.outcome import Change, LeftAlone, Outcome
 from exporters.qdq_scales import input_at
 
+_CORRECTED = ".bias_corrected"  # the end of such a bias's name: the float graph is no reference any more
 _HAS_BIAS = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -116,6 +117,8 @@ def _why_not(linear: Linear, node: ir.Node, *, quantized: bool) -> str:
     constant = value is None or (value.is_initializer() and not value.is_graph_input())
     if not constant or (value is not None and array_shape(value) != (linear.n,)):
         return "its bias is no constant for each output"
+    if value is not None and str(value.name).endswith(_CORRECTED):
+        return "its bias is corrected already"
     return "" if node.attributes.get_float("beta", 1.0) == 1 else "its bias is multiplied by beta"
 
 
@@ -141,9 +144,7 @@ def _add_to_bias(model: ir.Model, layer: _Layer, shift: npt.NDArray[np.float32],
     if bias is not None:
         release(bias.const_value)
     reader.resize_inputs(max(index + 1, len(reader.inputs)))
-    reader.replace_input_with(
-        index, inserter.initializer(f"{layer.module}.bias_corrected", (old + shift).astype(dtype))
-    )
+    reader.replace_input_with(index, inserter.initializer(f"{layer.module}{_CORRECTED}", (old + shift).astype(dtype)))
 
 
 def _side_by_side(model: ir.Model, layers: Sequence[_Layer]) -> ir.Model:
@@ -161,7 +162,7 @@ def _side_by_side(model: ir.Model, layers: Sequence[_Layer]) -> ir.Model:
             floats.update(zip(node.outputs, copy.outputs, strict=True))
             layer = by_output.get(str(node.outputs[0].name))
             if layer is not None:
-                _correct(layer, node.outputs[0], copy)
+                floats[_corrected(layer, node.outputs[0], copy)] = copy.outputs[0]
     LowerFakeQuantize()(joint)
     return joint
 
@@ -174,7 +175,7 @@ def _copied(node: ir.Node, floats: Mapping[ir.Value | None, ir.Value]) -> ir.Nod
         attributes={name: attribute.value for name, attribute in node.attributes.items()},
         domain=node.domain,
         num_outputs=len(node.outputs),
-        name=f"{node.name}/float",
+        name=f"{node.outputs[0].name}/float",
     )
     for old, new in zip(node.outputs, copy.outputs, strict=True):
         new.name, new.type, new.shape = f"{old.name}/float", old.type, old.shape
@@ -183,8 +184,8 @@ def _copied(node: ir.Node, floats: Mapping[ir.Value | None, ir.Value]) -> ir.Nod
     return copy
 
 
-def _correct(layer: _Layer, output: ir.Value, float_node: ir.Node) -> None:
-    """Let what reads `output` read it with the mean error of each channel taken away."""
+def _corrected(layer: _Layer, output: ir.Value, float_node: ir.Node) -> ir.Value:
+    """Let what reads `output` read it with the mean error of each channel taken away; returns that."""
     assert output.shape is not None
     graph, rank, readers = float_node.graph, len(output.shape), list(output.uses())
     assert isinstance(graph, ir.Graph)
@@ -209,6 +210,7 @@ def _correct(layer: _Layer, output: ir.Value, float_node: ir.Node) -> None:
     corrected.shape = output.shape
     for use in readers:
         use.node.replace_input_with(use.idx, corrected)
+    return corrected
 
 
 def _constant(graph: ir.Graph, name: str, values: Sequence[int]) -> ir.Value:
