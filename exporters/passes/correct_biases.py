@@ -31,7 +31,7 @@ from exporters.passes.lower_fake_quantize import LowerFakeQuantize
 from exporters.passes.outcome import Change, LeftAlone, Outcome
 from exporters.qdq_scales import input_at
 
-_CORRECTED = ".bias_corrected"  # the end of such a bias's name: the float graph is no reference any more
+_CORRECTED = ".bias_corrected"  # in such a bias's name: the float graph is no reference any more
 _HAS_BIAS = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -117,7 +117,7 @@ def _why_not(linear: Linear, node: ir.Node, *, quantized: bool) -> str:
     constant = value is None or (value.is_initializer() and not value.is_graph_input())
     if not constant or (value is not None and array_shape(value) != (linear.n,)):
         return "its bias is no constant for each output"
-    if value is not None and str(value.name).endswith(_CORRECTED):
+    if value is not None and _CORRECTED in str(value.name):
         return "its bias is corrected already"
     return "" if node.attributes.get_float("beta", 1.0) == 1 else "its bias is multiplied by beta"
 
