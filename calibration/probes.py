@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calibration.inference import answer_only, as_float32, choose, feeds, open_session
+from calibration.inference import Rows, answer_only, as_float32, choose, feeds, open_session
 from profiles.errors import GpusqError
 
 Array = npt.NDArray[Any]
@@ -35,7 +35,7 @@ class Feed:
         batch: samples a run; a model with a fixed batch size is run at that one.
     """
 
-    samples: Mapping[str, Array]
+    samples: Mapping[str, Rows]
     batch: int = 8
 
 
@@ -82,7 +82,7 @@ class Probe:
 
 
 def measure_channel_amax(
-    model: ir.Model, tensors: Mapping[str, int], samples: Mapping[str, Array], batch: int
+    model: ir.Model, tensors: Mapping[str, int], samples: Mapping[str, Rows], batch: int
 ) -> dict[str, Float]:
     """Return the largest magnitude of each channel of `tensors` over all samples, float32 [C].
 

@@ -116,7 +116,7 @@ def quantize(model: ir.Model, calibration: Mapping[str, Array], asked: _Asked, p
         return measure_amax(model, names, calibration, BATCH)
 
     target = Target(load_device("cpu"), "float32", asked.placement, improve=asked.improve)
-    surgery(copy, target, measure, Feed(calibration, asked.batch))
+    surgery(copy, target, measure, feed=Feed(calibration, asked.batch))
     seconds = time.perf_counter() - start
     ir.save(copy, path, external_data=path.name + ".data")
     return seconds
