@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calibration.inference import Rows, answer_only, as_float32, choose, feeds, open_session
+from calibration.inference import answer_only, as_float32, choose, feeds, open_session
+from calibration.rows import Rows
 from profiles.errors import GpusqError
 
 Array = npt.NDArray[Any]
