@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from calibration.method_names import METHODS, PERCENTILE
+from exporters.improvement import IMPROVEMENTS
 from exporters.placement import PLACEMENTS, measures
 from profiles.errors import GpusqError
 
@@ -102,6 +103,12 @@ io_option = click.option(
     default="keep",
     show_default=True,
     help="Inputs and outputs stay float32, or get the type of the graph, without casts.",
+)
+improve_option = click.option(
+    "--improve",
+    multiple=True,
+    type=click.Choice(IMPROVEMENTS),
+    help="Lose less by the quantizers that are placed; may be given several times, see the documentation.",
 )
 _DATA_OPTIONS = (
     click.option(
@@ -273,6 +280,7 @@ def export(
 @scales_option
 @repair_option
 @io_option
+@improve_option
 @click.option("--baseline", type=click.Path(path_type=Path), help="Dense checkpoint to measure against, in FP32.")
 @json_option
 def convert(
@@ -297,6 +305,7 @@ def convert(
     scales: Path | None,
     repair_sparsity: bool,
     io_types: str,
+    improve: tuple[str, ...],
     baseline: Path | None,
     as_json: bool,
 ) -> None:
@@ -315,6 +324,7 @@ def convert(
         scales=scales,
         repair_sparsity=repair_sparsity,
         io_types=io_types,  # type: ignore[arg-type]
+        improve=improve,  # type: ignore[arg-type]
         baseline=baseline,
         progress=_progress(),
     )
@@ -332,6 +342,7 @@ def convert(
 @scales_option
 @repair_option
 @io_option
+@improve_option
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
 @json_option
 def surgery(
@@ -355,6 +366,7 @@ def surgery(
     scales: Path | None,
     repair_sparsity: bool,
     io_types: str,
+    improve: tuple[str, ...],
     out: Path,
     as_json: bool,
 ) -> None:
@@ -376,6 +388,7 @@ def surgery(
         scales=scales,
         repair_sparsity=repair_sparsity,
         io_types=io_types,  # type: ignore[arg-type]
+        improve=improve,  # type: ignore[arg-type]
         progress=_progress(),
     )
     _print(done.model_dump_json(indent=2, by_alias=True), lambda: click.echo(done.to_text()), as_json)

@@ -25,6 +25,7 @@ from deploy.lint import check_rules
 from deploy.manifest import Manifest, Measurement
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
+from exporters.improvement import Improvement
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement
 from exporters.save_onnx import save_onnx
@@ -66,6 +67,7 @@ def convert(
     io_types: IoTypes = "keep",
     method: Method | None = None,
     scales: str | Path | None = None,
+    improve: Sequence[Improvement] = (),
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -86,6 +88,7 @@ def convert(
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
         method: how the range of an activation is found on the samples; by default nothing is clipped.
         scales: the file of `gpusq calibrate`, instead of measuring.
+        improve: what is done so that less is lost by the quantizers that are placed; most need `data`.
         progress: is told what each stage found.
 
     Raises:
@@ -105,6 +108,7 @@ def convert(
         io_types=io_types,
         method=method or Method(),
         scales_file=None if scales is None else Path(scales),
+        improve=tuple(improve),
     )
     job.load(devices.values())
     job.note_sources()
@@ -122,7 +126,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     progress = job.progress
     model = job.exported.model.clone()
     target = job.target(device)
-    passes = surgery(model, target, job.measure, job.ranges)
+    passes = surgery(model, target, job.measure, job.ranges, job.feed)
     check_rules(model, device)
     save_onnx(model, bundle / MODEL_FILE)
     onnx.checker.check_model(bundle / MODEL_FILE, full_check=True)

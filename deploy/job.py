@@ -14,6 +14,7 @@ import onnx_ir as ir
 from calibration.collect import CollectOptions, collect
 from calibration.image_input import image_preprocessing
 from calibration.methods import Method
+from calibration.probes import Feed
 from calibration.ranges import measure_amax
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
 from deploy import verify
@@ -23,6 +24,7 @@ from deploy.progress import Progress, tell_all
 from deploy.scales_file import Scales, read_scales
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
+from exporters.improvement import Improvement, measures_samples
 from exporters.passes.place_quantizers import Measure
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement, measures, places
@@ -54,6 +56,7 @@ class Job:
     io_types: IoTypes = "keep"
     method: Method = field(default_factory=Method)
     scales_file: Path | None = None
+    improve: tuple[Improvement, ...] = ()
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -68,6 +71,8 @@ class Job:
         for device in devices:
             self.float_type(device)
         self.student = load_student(self.checkpoint, self.options)
+        if self.improve:
+            self._check_improvable()
         if not self.student.quantized and measures(self.placement):
             self._check_measurable()
         if self.baseline is not None:
@@ -164,7 +169,14 @@ class Job:
 
     def target(self, device: Device) -> Target:
         """What the graph is made for on `device`."""
-        return Target(device, self.float_type(device), self.placement, self.repair_sparsity, self.io_types)
+        return Target(
+            device, self.float_type(device), self.placement, self.repair_sparsity, self.io_types, self.improve
+        )
+
+    @property
+    def feed(self) -> Feed | None:
+        """The samples for the improvements that look at what the model does on them; None without samples."""
+        return None if self.data is None else Feed(self.samples.inputs, self.fixed_batch or verify.BATCH)
 
     def measure(self, model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
         """The ranges of tensors: from the file of scales, or on the samples, by the method that was asked for.
@@ -209,6 +221,19 @@ class Job:
         with self.progress.working("measuring ranges"):
             batch = self.fixed_batch or verify.BATCH
             return measure_amax(model, names, self.samples.inputs, batch, check_finite=False)
+
+    def _check_improvable(self) -> None:
+        if not places(self.placement):
+            raise GpusqError(
+                f"{self.improve[0]} is for what gets quantized, and placement {self.placement} quantizes nothing",
+                hint="give a placement such as --placement w8a8-linear, or leave out --improve",
+            )
+        if self.scales_file is not None:
+            raise GpusqError(
+                "a file of scales is of the graph that nothing improved", hint="give the samples, with --data, instead"
+            )
+        if measures_samples(self.improve):
+            self._check_measurable()
 
     def _check_measurable(self) -> None:
         if self.data is None and self.scales is None:

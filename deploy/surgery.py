@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -15,6 +15,7 @@ from deploy.lint import check_rules
 from deploy.manifest import SampleSet
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
+from exporters.improvement import Improvement
 from exporters.passes.outcome import Outcome
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement
@@ -65,6 +66,7 @@ def operate(
     io_types: IoTypes = "keep",
     method: Method | None = None,
     scales: str | Path | None = None,
+    improve: Sequence[Improvement] = (),
     progress: Progress | None = None,
 ) -> Surgery:
     """Write the graph of `model` that the compiler of `profile` fuses best to `out`.
@@ -81,6 +83,7 @@ def operate(
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
         method: as of `convert`.
         scales: as of `convert`.
+        improve: as of `convert`.
         progress: is told what each stage found.
 
     Raises:
@@ -103,11 +106,12 @@ def operate(
         io_types=io_types,
         method=method or Method(),
         scales_file=None if scales is None else Path(scales),
+        improve=tuple(improve),
     )
     job.load([device])
     graph = job.exported.model
     nodes_before = len(graph.graph)
-    passes = surgery(graph, job.target(device), job.measure, job.ranges)
+    passes = surgery(graph, job.target(device), job.measure, job.ranges, job.feed)
     check_rules(graph, device)
     with staged_files(out) as staged:
         files = save_onnx(graph, staged)

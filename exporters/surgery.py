@@ -14,8 +14,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from calibration.probes import Feed
+from exporters.improvement import Improvement, measures_samples
 from exporters.passes.annotate_sparsity import AnnotateSparsity
 from exporters.passes.clamp_masks import ClampMasks
+from exporters.passes.correct_biases import CorrectBiases
+from exporters.passes.error_feedback import ErrorFeedback
 from exporters.passes.fix_shapes import FixShapes
 from exporters.passes.fold_batch_norm import FoldBatchNorm
 from exporters.passes.fold_constants import FoldConstants
@@ -39,6 +43,7 @@ from exporters.passes.raise_opset import RaiseOpset
 from exporters.passes.remove_no_ops import RemoveNoOps
 from exporters.passes.repair_qdq import RepairQdq
 from exporters.passes.repair_sparsity import RepairSparsity
+from exporters.passes.scale_channels import ScaleChannels
 from exporters.passes.select_early import SelectEarly
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.share_key_heads import ShareKeyHeads
@@ -59,6 +64,7 @@ class Target:
         placement: the quantizers that it gets where it has none.
         repair_sparsity: whether layers that are 2:4 but for a few groups are pruned to it.
         io_types: whether inputs and outputs stay float32 or get the graph's type.
+        improve: what is done beyond the default so that less is lost by the quantizers that are placed.
     """
 
     device: Device
@@ -66,6 +72,7 @@ class Target:
     placement: Placement = "as-trained"
     repair_sparsity: bool = False
     io_types: IoTypes = "keep"
+    improve: tuple[Improvement, ...] = ()
 
     @property
     def attention(self) -> AttentionForm:
@@ -75,10 +82,13 @@ class Target:
         return "matmul" if self.placement == "w8a8-mha" else self.device.onnx.attention
 
 
-def passes_for(target: Target, measure: Measure | None = None, ranges: Measure | None = None) -> list[Pass]:
+def passes_for(
+    target: Target, measure: Measure | None = None, ranges: Measure | None = None, feed: Feed | None = None
+) -> list[Pass]:
     """The passes for `target`, in their order.
 
-    `measure` tells the ranges of the activations that get quantizers, `ranges` those of all that gets a shorter type.
+    `measure` tells the ranges of the activations that get quantizers, `ranges` those of all that gets a shorter type,
+    and `feed` has the samples for the improvements that look at what the model does on them.
     """
     repair = RepairQdq(target.device.sparse, keep_outputs=target.placement == "sparse-int8")
     passes: list[Pass] = [
@@ -104,11 +114,8 @@ def passes_for(target: Target, measure: Measure | None = None, ranges: Measure |
     if target.repair_sparsity:
         passes.append(RepairSparsity())
     if places(target.placement):
-        passes += [
-            PlaceQuantizers(target.placement, measure or _unmeasured, target.float_type),
-            LowerFakeQuantize(),
-            repair,
-        ]
+        passes += _quantizing(target, measure or _unmeasured, feed)
+        passes.append(repair)
     passes += [SplitPacked(), FoldConstants()]  # the latter tells the shapes of what is new
     if target.float_type != "float32":
         passes += [ClampMasks(), TypeFloats(target.float_type, ranges, target.io_types)]
@@ -117,8 +124,35 @@ def passes_for(target: Target, measure: Measure | None = None, ranges: Measure |
     return passes
 
 
+def _quantizing(target: Target, measure: Measure, feed: Feed | None) -> list[Pass]:
+    """Place quantizers and lower them; what makes them lose less stands before, or sees them as they are placed."""
+    improve = set(target.improve)
+    if feed is None and measures_samples(improve):
+        raise GpusqError(
+            f"{', '.join(target.improve)}: there is nothing to measure on",
+            hint="give samples with --data calib.npz",
+        )
+    passes: list[Pass] = []
+    if "smooth-quant" in improve and feed is not None:
+        passes.append(ScaleChannels("gemm", feed, target.placement))
+    if "equalize" in improve and feed is not None:
+        passes.append(ScaleChannels("conv", feed, target.placement))
+    passes.append(
+        PlaceQuantizers(target.placement, measure, target.float_type, "mse" if "mse-weights" in improve else "max")
+    )
+    if "error-feedback" in improve and feed is not None:
+        passes.append(ErrorFeedback(feed))
+    if "bias-correction" in improve and feed is not None:
+        passes.append(CorrectBiases(feed))
+    return [*passes, LowerFakeQuantize()]
+
+
 def surgery(
-    model: ir.Model, target: Target, measure: Measure | None = None, ranges: Measure | None = None
+    model: ir.Model,
+    target: Target,
+    measure: Measure | None = None,
+    ranges: Measure | None = None,
+    feed: Feed | None = None,
 ) -> list[Outcome]:
     """Run the passes on `model`, in place, and return what each did.
 
@@ -127,12 +161,13 @@ def surgery(
         target: what the graph is made for.
         measure: tells the ranges of activations; needed where the placement quantizes any.
         ranges: tells the ranges of all activations, infinite ones too, so that those beyond float16 stay float32.
+        feed: the samples; needed for most of `target.improve`.
 
     Raises:
         GpusqError: the placement needs ranges and there is no `measure`, or a constant is beyond float16
                 and `ranges` is not there to tell what comes of it.
     """
-    return [step(model) for step in passes_for(target, measure, ranges)]
+    return [step(model) for step in passes_for(target, measure, ranges, feed)]
 
 
 def _unmeasured(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:

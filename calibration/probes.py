@@ -1,0 +1,165 @@
+"""Reduce tensors inside an ONNX graph to small arrays, batch by batch: constant memory whatever the number of samples.
+
+    x ─► Abs ─► ReduceMax over all axes but one ───► amax of each channel, float32 [C]
+    x ─► Mul(x, x) ─► ReduceMean over the same ────► mean square of each channel, float32 [C]
+
+Nothing but these arrays leaves the graph; no tensor is copied.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calibration.inference import answer_only, as_float32, choose, feeds, open_session
+from calibration.rows import Rows
+from profiles.errors import GpusqError
+
+Array = npt.NDArray[Any]
+Float = npt.NDArray[np.float32]
+_PREFIX = "gpusq.probe"
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The samples that statistics are taken on.
+
+    Attributes:
+        samples: arrays [N, …] by input name, as the model takes them.
+        batch: samples a run; a model with a fixed batch size is run at that one.
+    """
+
+    samples: Mapping[str, Rows]
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What the channels of one tensor reach, float32 [C]: the largest magnitude, and the mean of the squares."""
+
+    amax: Float
+    mean_square: Float
+
+
+class Probe:
+    """Appends reductions to one graph; each has a number of its own in its nodes' names."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self._count = 0
+
+    def add(self, op_type: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
+        """Append a node, and return its output."""
+        self._count += 1
+        node = ir.node(op_type, list(inputs), attributes=attributes, name=f"{_PREFIX}/{self._count}/{op_type}")
+        node.outputs[0].name = f"{node.name}:0"
+        self.graph.append(node)
+        return node.outputs[0]
+
+    def constant(self, array: Array) -> ir.Value:
+        """Register a constant."""
+        self._count += 1
+        name = f"{_PREFIX}/{self._count}/constant"
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        self.graph.register_initializer(value)
+        return value
+
+    def float32(self, value: ir.Value) -> ir.Value:
+        """The value in float32."""
+        self._count += 1
+        return as_float32(self.graph, value, f"{_PREFIX}/{self._count}/Cast")
+
+    def output(self, value: ir.Value, dims: int) -> ir.Value:
+        """The value, declared as an output of `dims` axes."""
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None] * dims)
+        return value
+
+
+def measure_channel_amax(
+    model: ir.Model, tensors: Mapping[str, int], samples: Mapping[str, Rows], batch: int
+) -> dict[str, Float]:
+    """Return the largest magnitude of each channel of `tensors` over all samples, float32 [C].
+
+    Args:
+        model: a graph, which is not changed.
+        tensors: the axis of the channels by name of a float tensor of known rank.
+        samples: arrays [N, …] by input name.
+        batch: samples a run; a model with a fixed batch size is run at that one.
+
+    Raises:
+        GpusqError: an input has no samples, or a tensor became NaN or infinite.
+        ValueError: the graph has no float tensor of a given name and of known rank.
+    """
+    found = measure_channels(model, tensors, Feed(samples, batch))
+    return {name: channels.amax for name, channels in found.items()}
+
+
+def measure_channels(model: ir.Model, tensors: Mapping[str, int], feed: Feed) -> dict[str, Channels]:
+    """Return what the channels of `tensors`, the axis of the channels by name, reach over all samples.
+
+    A fixed batch is filled up with its last sample, which then counts more than once in the means.
+
+    Raises:
+        GpusqError: an input has no samples, or a tensor became NaN or infinite.
+        ValueError: the graph has no float tensor of a given name and of known rank.
+    """
+    names = [str(value.name) for value in choose(model.graph, list(tensors))]
+    largest: dict[str, Float] = {}
+    squares: dict[str, Array] = {}
+    total = 0
+    for rows, arrays in over_batches(model, lambda graph: _reductions(graph, tensors), feed):
+        total += rows
+        for index, name in enumerate(names):
+            amax, square = arrays[2 * index : 2 * index + 2]
+            _check_finite(name, square)
+            largest[name] = np.maximum(largest[name], amax) if name in largest else amax
+            squares[name] = squares.get(name, 0) + rows * square.astype(np.float64)
+    return {name: Channels(largest[name], (squares[name] / total).astype(np.float32)) for name in tensors}
+
+
+def over_batches(
+    model: ir.Model, attach: Callable[[ir.Graph], Sequence[ir.Value]], feed: Feed
+) -> Iterator[tuple[int, list[Array]]]:
+    """Run a copy of `model` with the outputs that `attach` adds, and no others; yield samples and outputs a batch."""
+    copy = model.clone()
+    outputs = attach(copy.graph)
+    if not outputs:
+        return
+    answer_only(copy, outputs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probed.onnx"
+        ir.save(copy, path, external_data="probed.data")  # streams the weights: they are in memory only once
+        session = open_session(path)
+        for inputs in feeds(session.get_inputs(), feed.samples, feed.batch):
+            rows = max((len(array) for array in inputs.values()), default=1)
+            yield rows, session.run(None, inputs)
+
+
+def _reductions(graph: ir.Graph, tensors: Mapping[str, int]) -> list[ir.Value]:
+    probe, outputs = Probe(graph), []
+    for value in choose(graph, list(tensors)):
+        if value.shape is None:
+            raise ValueError(f"the rank of {value.name!r} is not known")
+        rank = len(value.shape)
+        kept = tensors[str(value.name)] % rank
+        axes = probe.constant(np.array([axis for axis in range(rank) if axis != kept], np.int64))
+        x = probe.float32(value)
+        amax = probe.add("ReduceMax", [probe.add("Abs", [x]), axes], keepdims=0)
+        square = probe.add("ReduceMean", [probe.add("Mul", [x, x]), axes], keepdims=0)
+        outputs += [probe.output(amax, 1), probe.output(square, 1)]
+    return outputs
+
+
+def _check_finite(name: str, found: Array) -> None:
+    if not np.isfinite(found).all():
+        raise GpusqError(
+            f"the tensor {name!r} became NaN or infinite on the samples",
+            hint="check the samples' preprocessing and the model in float32",
+        )
