@@ -20,9 +20,8 @@ import importlib
 import io
 import json
 import re
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from calibration.array_file import LABEL, Convert, as_inputs, check_array
 from calibration.input_spec import InputSpec, varying_axes
 from calibration.rows import Array, Rows, chosen
 from calibration.selection import Choice, Read, members_of
+from calibration.user_code import working_directory_importable
 from profiles.errors import GpusqError
 
 FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)")
@@ -155,7 +155,7 @@ def _called(source: str) -> Any:
     """What the function returns; its module may lie where the user is, as with `python -m`."""
     match = FACTORY.fullmatch(source)
     assert match is not None
-    with _working_directory_importable():
+    with working_directory_importable():
         try:
             module = importlib.import_module(match["module"])
         except ModuleNotFoundError as error:
@@ -168,16 +168,6 @@ def _called(source: str) -> Any:
         if not callable(function):
             raise GpusqError(f"{match['module']} has no function {match['function']!r}", hint="check its name")
         return function()
-
-
-@contextlib.contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _decoded(stored: dict[str, Any]) -> Any:

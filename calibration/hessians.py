@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calibration.inference import choose
-from calibration.probes import Feed, Probe, over_batches
+from calibration.inference import choose, over_batches
+from calibration.probes import Feed, Probe
 
 Float = npt.NDArray[np.float32]
 _MIB = 1 << 20
@@ -62,7 +62,7 @@ def measure_hessians(
     for start, end in _runs(products, memory_mib * _MIB):
         sums: list[Float] = []
         part = products[start:end]
-        for _, arrays in over_batches(model, lambda graph, part=part: _grams(graph, part), feed):  # type: ignore[misc]
+        for _, arrays in over_batches(model, lambda graph, part=part: _grams(graph, part), feed.samples, feed.batch):  # type: ignore[misc]
             sums = arrays if not sums else [total + array for total, array in zip(sums, arrays, strict=True)]
         for index, found in enumerate(sums):
             yield start + index, found.reshape(products[start + index].groups, *found.shape[-2:])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,23 @@ def answer_only(model: ir.Model, outputs: Sequence[ir.Value]) -> None:
         graph.inputs.remove(value)
 
 
+def over_batches(
+    model: ir.Model, attach: Callable[[ir.Graph], Sequence[ir.Value]], samples: Mapping[str, Rows], batch: int
+) -> Iterator[tuple[dict[str, Array], list[Array]]]:
+    """Run a copy of `model` with no outputs but those that `attach` adds; yield inputs and outputs of each batch."""
+    copy = model.clone()
+    outputs = attach(copy.graph)
+    if not outputs:
+        return
+    answer_only(copy, outputs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probed.onnx"
+        ir.save(copy, path, external_data="probed.data")  # streams the weights: they are in memory only once
+        session = open_session(path)
+        for feed in feeds(session.get_inputs(), samples, batch):
+            yield feed, session.run(None, feed)
+
+
 def open_session(path: Path) -> Any:
     """An onnxruntime session of the file at `path` on all cores of this process."""
     import onnxruntime
@@ -93,6 +111,11 @@ def feeds(inputs: Sequence[Any], samples: Mapping[str, Rows], batch: int, first:
     for start in range(first * step, count, step):
         rows = np.arange(start, start + step if fixed else min(start + step, count)).clip(max=count - 1)
         yield fit(inputs, {wanted.name: samples[wanted.name][rows] for wanted in inputs})
+
+
+def rows_of(feed: Mapping[str, Array]) -> int:
+    """How many samples a batch holds."""
+    return max((len(array) for array in feed.values()), default=1)
 
 
 def fixed_batch(inputs: Sequence[Any]) -> int | None:

@@ -8,17 +8,15 @@ Nothing but these arrays leaves the graph; no tensor is copied.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calibration.inference import answer_only, as_float32, choose, feeds, open_session
+from calibration.inference import as_float32, choose, over_batches, rows_of
 from calibration.rows import Rows
 from profiles.errors import GpusqError
 
@@ -114,7 +112,8 @@ def measure_channels(model: ir.Model, tensors: Mapping[str, int], feed: Feed) ->
     largest: dict[str, Float] = {}
     squares: dict[str, Array] = {}
     total = 0
-    for rows, arrays in over_batches(model, lambda graph: _reductions(graph, tensors), feed):
+    for inputs, arrays in over_batches(model, lambda graph: _reductions(graph, tensors), feed.samples, feed.batch):
+        rows = rows_of(inputs)
         total += rows
         for index, name in enumerate(names):
             amax, square = arrays[2 * index : 2 * index + 2]
@@ -122,24 +121,6 @@ def measure_channels(model: ir.Model, tensors: Mapping[str, int], feed: Feed) ->
             largest[name] = np.maximum(largest[name], amax) if name in largest else amax
             squares[name] = squares.get(name, 0) + rows * square.astype(np.float64)
     return {name: Channels(largest[name], (squares[name] / total).astype(np.float32)) for name in tensors}
-
-
-def over_batches(
-    model: ir.Model, attach: Callable[[ir.Graph], Sequence[ir.Value]], feed: Feed
-) -> Iterator[tuple[int, list[Array]]]:
-    """Run a copy of `model` with the outputs that `attach` adds, and no others; yield samples and outputs a batch."""
-    copy = model.clone()
-    outputs = attach(copy.graph)
-    if not outputs:
-        return
-    answer_only(copy, outputs)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probed.onnx"
-        ir.save(copy, path, external_data="probed.data")  # streams the weights: they are in memory only once
-        session = open_session(path)
-        for inputs in feeds(session.get_inputs(), feed.samples, feed.batch):
-            rows = max((len(array) for array in inputs.values()), default=1)
-            yield rows, session.run(None, inputs)
 
 
 def _reductions(graph: ir.Graph, tensors: Mapping[str, int]) -> list[ir.Value]:

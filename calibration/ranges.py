@@ -10,14 +10,13 @@ NaN and infinity, with which 0 · Σ|x| is NaN: onnxruntime's ReduceMax loses a 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from calibration.inference import Array, answer_only, as_float32, choose, feeds, float_values, open_session
+from calibration.inference import Array, as_float32, choose, float_values, over_batches
 from calibration.rows import Rows
 from profiles.errors import GpusqError
 
@@ -78,21 +77,19 @@ def not_finite(model: ir.Model, feed: Mapping[str, Array]) -> GpusqError:
 
 
 def _amaxes(
-    source: ir.Model, tensors: Sequence[str], samples: Mapping[str, Rows], batch: int
+    model: ir.Model, tensors: Sequence[str], samples: Mapping[str, Rows], batch: int
 ) -> Iterator[tuple[dict[str, Array], dict[str, float]]]:
     """Each batch and what the scalars are on it."""
-    model = source.clone()
-    values = choose(model.graph, tensors)
-    zero = ir.Value(name=f"{_PREFIX}/zero", const_value=ir.tensor(np.zeros((), np.float32), name=f"{_PREFIX}/zero"))
-    model.graph.register_initializer(zero)
-    answer_only(model, [_probe(model.graph, value, zero, index) for index, value in enumerate(values)])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probed.onnx"
-        ir.save(model, path, external_data="probed.data")  # streams the weights: they are in memory only once
-        session = open_session(path)
-        for feed in feeds(session.get_inputs(), samples, batch):
-            found = session.run(None, feed)
-            yield feed, {str(value.name): float(amax) for value, amax in zip(values, found, strict=True)}
+    names = [str(value.name) for value in choose(model.graph, tensors)]
+
+    def attach(graph: ir.Graph) -> list[ir.Value]:
+        name = f"{_PREFIX}/zero"
+        zero = ir.Value(name=name, const_value=ir.tensor(np.zeros((), np.float32), name=name))
+        graph.register_initializer(zero)
+        return [_probe(graph, value, zero, index) for index, value in enumerate(choose(graph, tensors))]
+
+    for feed, found in over_batches(model, attach, samples, batch):
+        yield feed, {name: float(amax) for name, amax in zip(names, found, strict=True)}
 
 
 def _probe(graph: ir.Graph, value: ir.Value, zero: ir.Value, index: int) -> ir.Value:

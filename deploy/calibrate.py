@@ -108,31 +108,40 @@ def calibrate(
         return job
 
     job = load(data)
-    found = _histograms(job, device, out.with_name(f"{out.name}{_PARTIAL}"))
+    other = None if against is None else load(against)
+    found, others = _histograms(job, other, device, out.with_name(f"{out.name}{_PARTIAL}"))
     if not found:
         raise GpusqError(
             f"{model} has no activation without a scale that {placement} quantizes", hint="it needs no calibration"
         )
     scales = _scales(job, device, found, method)
-    compared = None if against is None else _compared(scales, load(against), device, method)
+    compared = None if other is None else _compared(scales, other, others, method)
     with staged_files(out) as staged:
         staged.write_text(f"{scales.model_dump_json(indent=2, by_alias=True)}\n", encoding="utf-8")
     return Calibrated(file=out, scales=scales, against=compared)
 
 
-def _histograms(job: Job, device: Device, partial: Path | None) -> dict[str, Histogram]:
-    """What the surgery for `device` would measure, in the graph's order."""
+def _histograms(
+    job: Job, other: Job | None, device: Device, partial: Path
+) -> tuple[dict[str, Histogram], dict[str, Histogram]]:
+    """What the surgery for `device` would measure, in the graph's order; and the same on the samples of `other`."""
     found: dict[str, Histogram] = {}
+    others: dict[str, Histogram] = {}
 
     def measure(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
-        resume = None if partial is None else Resume(partial, job.samples.sha256)
-        options = CollectOptions(batch=job.fixed_batch or verify.BATCH, resume=resume)
-        with job.progress.working("measuring ranges") as advance:
-            found.update(collect(model, names, job.samples.inputs, options, progress=advance))
+        found.update(_counted(job, model, names, Resume(partial, job.samples.sha256)))
+        if other is not None:
+            others.update(_counted(other, model, names, None))
         return {name: histogram.amax for name, histogram in found.items()}
 
     surgery(job.exported.model, job.target(device), measure)
-    return found
+    return found, others
+
+
+def _counted(job: Job, model: ir.Model, names: Sequence[str], resume: Resume | None) -> dict[str, Histogram]:
+    options = CollectOptions(batch=job.fixed_batch or verify.BATCH, resume=resume)
+    with job.progress.working("measuring ranges") as advance:
+        return collect(model, names, job.samples.inputs, options, progress=advance)
 
 
 def _scales(job: Job, device: Device, found: Mapping[str, Histogram], method: Method) -> Scales:
@@ -152,7 +161,7 @@ def _tensor(name: str, histogram: Histogram, amax: float) -> TensorScale:
     return TensorScale(tensor=name, amax=amax, scale=amax / _LEVELS, largest=histogram.amax, rms=histogram.rms)
 
 
-def _compared(scales: Scales, other: Job, device: Device, method: Method) -> RangeComparison:
-    others = {name: method(histogram) for name, histogram in _histograms(other, device, None).items()}
+def _compared(scales: Scales, other: Job, others: Mapping[str, Histogram], method: Method) -> RangeComparison:
     own = {tensor.tensor: tensor.amax for tensor in scales.tensors}
-    return compare_ranges(own, others, of=scales.samples.source, to=other.samples.source)
+    ranges = {name: method(histogram) for name, histogram in others.items()}
+    return compare_ranges(own, ranges, of=scales.samples.source, to=other.samples.source)

@@ -13,18 +13,17 @@ User code is imported because the user named it on the command line; a checkpoin
 from __future__ import annotations
 
 import ast
-import contextlib
 import difflib
 import importlib
 import inspect
 import re
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
+from calibration.user_code import working_directory_importable
 from exporters.signature import DTYPES, Input
 from profiles.errors import GpusqError
 
@@ -246,7 +245,7 @@ def _user(spec: Spec, given: Sequence[Input]) -> Architecture:
 
 def _factory(module_name: str, function: str) -> Callable[..., Any]:
     try:
-        with _working_directory_importable():
+        with working_directory_importable():
             found = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
@@ -261,17 +260,6 @@ def _factory(module_name: str, function: str) -> Callable[..., Any]:
         raise unknown_name(function, public, module_name)
     result: Callable[..., Any] = factory
     return result
-
-
-@contextlib.contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    """Let the user's code be found where the user is, as `python -m` does."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _like(examples: Any, order: Sequence[str]) -> list[Input]:

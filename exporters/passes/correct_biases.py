@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calibration.probes import Feed, over_batches
+from calibration.inference import over_batches, rows_of
+from calibration.probes import Feed
 from exporters.derived_tensor import release
 from exporters.float_twin import float_twin, is_fake_quantizer
 from exporters.linears import Linear, array_of, array_shape, find_linears
@@ -78,7 +79,8 @@ class CorrectBiases:
 
         sums: list[npt.NDArray[np.float64]] = []
         total = 0
-        for rows, arrays in over_batches(joint, attach, self.feed):
+        for inputs, arrays in over_batches(joint, attach, self.feed.samples, self.feed.batch):
+            rows = rows_of(inputs)
             weighted = [rows * array.astype(np.float64) for array in arrays]
             sums = weighted if not sums else [one + other for one, other in zip(sums, weighted, strict=True)]
             total += rows
