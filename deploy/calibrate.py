@@ -117,7 +117,7 @@ def calibrate(
     scales = _scales(job, device, found, method)
     compared = None if other is None else _compared(scales, other, others, method)
     with staged_files(out) as staged:
-        staged.write_text(f"{scales.model_dump_json(indent=2, by_alias=True)}\n", encoding="utf-8")
+        staged.write_text(scales.to_json(), encoding="utf-8")
     return Calibrated(file=out, scales=scales, against=compared)
 
 

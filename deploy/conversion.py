@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from deploy.layers import layers_of, sizes_of, summary
 from deploy.lint import check_rules
 from deploy.manifest import Manifest, Measurement
 from deploy.progress import Progress
+from deploy.report.verdicts import cards
 from exporters.checkpoint import LoadOptions
 from exporters.improvement import Improvement
 from exporters.passes.type_floats import IoTypes
@@ -51,6 +52,19 @@ class Conversion(Record):
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
     bundles: tuple[BundleResult, ...]
+
+    def to_text(self) -> str:
+        """The bundles for the terminal: the verdicts of each, and the gates that it missed."""
+        return "\n".join(line for bundle in self.bundles for line in _lines(bundle))
+
+
+def _lines(bundle: BundleResult) -> Iterator[str]:
+    yield f"{bundle.path}"
+    for card in cards(bundle.manifest):
+        yield f"  {card.title}: {card.headline} ({card.origin})"
+    for sentence in bundle.manifest.gates_missed:
+        yield f"  Gate missed: {sentence}"
+    yield f"  report: {bundle.path / 'report.html'}"
 
 
 def convert(

@@ -24,10 +24,6 @@ class Detected(Record):
     power_mode: str | None = Field(description="The mode of nvpmodel that the profile knows by this name.")
     why: str = Field(description="One sentence: what the profile was chosen by.")
 
-    def to_json(self) -> str:
-        """As JSON text."""
-        return self.model_dump_json(indent=2, by_alias=True)
-
 
 def detect(devices: Iterable[Device] | None = None) -> Detected:
     """Return the profile, of `devices` or of all that are shipped, that this host is.

@@ -40,10 +40,6 @@ class Diagnosis(Record):
         """Whether a checkpoint can be converted and verified here."""
         return all(ability.here for ability in self.abilities if ability.what in (EXPORT, VERIFY))
 
-    def to_json(self) -> str:
-        """The diagnosis as JSON text."""
-        return self.model_dump_json(indent=2, by_alias=True)
-
     def to_text(self) -> str:
         """The diagnosis for the terminal."""
         facts = [*self.host.items(), *self.versions.items()]

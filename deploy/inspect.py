@@ -44,10 +44,6 @@ class Inspection(Record):
     layers: tuple[Layer, ...]
     sizes: Sizes
 
-    def to_json(self) -> str:
-        """The inspection as JSON text."""
-        return self.model_dump_json(indent=2, by_alias=True)
-
     def to_text(self) -> str:
         """The inspection as a table for the terminal."""
         return "\n".join(

@@ -46,10 +46,6 @@ class CheckpointInspection(Record):
     weights: tuple[WeightInfo, ...]
     notes: tuple[str, ...]
 
-    def to_json(self) -> str:
-        """The inspection as JSON text."""
-        return self.model_dump_json(indent=2, by_alias=True)
-
     def to_text(self) -> str:
         """The inspection for the terminal."""
         architecture = self.architecture or "not told by the file: name it with --model"

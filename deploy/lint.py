@@ -43,10 +43,6 @@ class LintReport(Record):
         """How often a rule is broken so that the compiler refuses or computes something else."""
         return sum(finding.severity == "error" for finding in self.findings)
 
-    def to_json(self) -> str:
-        """The report as JSON text."""
-        return self.model_dump_json(indent=2, by_alias=True)
-
     def to_text(self) -> str:
         """The report for the terminal: each broken rule with its cure and the nodes that break it."""
         warnings = len(self.findings) - self.errors

@@ -266,10 +266,6 @@ class Manifest(Record):
     gates_missed: tuple[str, ...] = Field(description="What is less than was asked for; empty where nothing is.")
     files: dict[str, FileEntry]
 
-    def to_json(self) -> str:
-        """Return the manifest as JSON text, keys in the order of this class."""
-        return self.model_dump_json(indent=2, by_alias=True) + "\n"
-
 
 def is_bundle(folder: Path) -> bool:
     """Whether gpusq wrote `folder`, this release or another."""

@@ -36,10 +36,6 @@ class ShownPlan(Record):
     nearest: bool = Field(description="True where it was compiled for a relative of the device.")
     plan: Plan
 
-    def to_json(self) -> str:
-        """The plan as JSON text."""
-        return self.model_dump_json(indent=2, by_alias=True)
-
     def to_text(self) -> str:
         """The plan for the terminal: what it amounts to, then each kernel."""
         near = ", the device's nearest relative" if self.nearest else ""

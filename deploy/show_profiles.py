@@ -38,10 +38,6 @@ class ShownProfiles(Record):
     schema_version: int = Field(default=SCHEMA, alias="schema")
     profiles: tuple[ShownProfile, ...]
 
-    def to_json(self) -> str:
-        """As JSON text."""
-        return self.model_dump_json(indent=2, by_alias=True)
-
 
 def show_profiles(devices: Iterable[Device]) -> ShownProfiles:
     """Return `devices` with what is known of each on this host."""

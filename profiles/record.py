@@ -10,6 +10,10 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    def to_json(self) -> str:
+        """As JSON text, keys in the order of the class, with a newline at the end."""
+        return f"{self.model_dump_json(indent=2, by_alias=True)}\n"
+
 
 def first_problem(error: ValidationError) -> str:
     """The first thing that is wrong, as `key.of.the.field: what is wrong`."""
