@@ -39,7 +39,7 @@ class Pair:
         bound: on the largest difference to PyTorch, relative to the largest output.
         why: the reason of a bound above 1e-4.
         unordered: whether axis 1 of the outputs is a set: queries that an untrained model scores alike have no order.
-        slow: whether CI's quick run leaves it out.
+        slow: whether it takes minutes, and is left to `python tests/exporters/survey.py`.
     """
 
     name: str
