@@ -74,6 +74,13 @@ def main(verbose: bool) -> None:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+db_option = click.option(
+    "--db",
+    type=click.Path(path_type=Path),
+    default=Path("gpusq.db"),
+    show_default=True,
+    help="The history of results.",
+)
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundles: new, empty, or of bundles."
 )
@@ -583,6 +590,68 @@ def lint(model: Path, profile: str, sarif: Path | None, as_json: bool) -> None:
     _print(found.to_json(), lambda: click.echo(found.to_text()), as_json)
     if found.errors:
         sys.exit(3)
+
+
+@main.command()
+@click.argument(
+    "models", metavar="BUNDLE|MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True)
+)
+@click.option(
+    "--baseline", type=click.Path(path_type=Path, exists=True), help="Bundle or model that each is compared with."
+)
+@click.option("--batch", default="1", show_default=True, metavar="1,8,32", help="Batch sizes.")
+@click.option(
+    "--streams", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads that call back to back."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=8.0,
+    show_default=True,
+    help="For the pairs of a batch.",
+)
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for another bench on this device.")
+@db_option
+@json_option
+def bench(
+    models: tuple[Path, ...],
+    baseline: Path | None,
+    batch: str,
+    streams: int,
+    seconds: float,
+    wait: bool,
+    db: Path,
+    as_json: bool,
+) -> None:
+    """Time bundles or ONNX models on this host's CPU, beside a baseline, and keep every sample in the history."""
+    from deploy.bench_models import BenchSpec, bench_models, parse_batches
+    from deploy.timing.interleave import Budget
+
+    found = bench_models(
+        models,
+        baseline,
+        BenchSpec(batches=parse_batches(batch), streams=streams, budget=Budget(seconds), wait=wait),
+        history=db,
+        progress=_progress(),
+        say=lambda text: click.echo(text, err=True),
+    )
+    _print(found.to_json(), lambda: click.echo(found.to_text()), as_json)
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--last", type=click.IntRange(1), help="Only so many of the newest results.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write the latencies over time to this SVG file.")
+@db_option
+@json_option
+def history(model: str | None, last: int | None, plot: Path | None, db: Path, as_json: bool) -> None:
+    """List what bench has measured, or only the results of MODEL, a name or a SHA-256."""
+    from deploy.show_history import show_history, write_plot
+
+    found = show_history(db, model, last)
+    if plot is not None:
+        write_plot(found, plot)
+    _print(found.to_json(), lambda: click.echo(found.to_text()), as_json)
 
 
 def _progress() -> Progress:
