@@ -1,17 +1,15 @@
 """Measure the student beside its baseline on onnxruntime's CPU provider: interleaved, paired, with intervals.
 
 Each pair runs both models once, in random order, on the same random input, one request at a time. What is timed is the
-whole call, input to output. Warm-up goes on until the median of the last runs stops falling. Intervals are 95 %
-percentile bootstraps: over samples for a latency, over pairs for the ratio, which so does not see the machine drift.
-
-Percentiles follow trtexec's rule: of N sorted samples, the one at max(N − 1 − int((1 − p/100) · N), 0).
+whole call, input to output. Warm-up goes on until the median of the last runs stops falling. Percentiles and intervals
+are those of `deploy.timing.statistics`. `gpusq bench` measures more, and keeps a history: `deploy.bench_models`.
 """
 
 from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +22,12 @@ from deploy.environment import processor
 from deploy.manifest import Interval, Measurement, Timing
 from deploy.onnxruntime_api import cores, open_session, runtime_version
 from deploy.progress import Advance
+from deploy.timing import statistics as stats
 
 RAW_FILE = "latency.csv"
 Array = npt.NDArray[np.float64]
 Feed = Mapping[str, npt.NDArray[np.generic]]
 _MILLISECONDS = 1e3
-_RESAMPLES_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,11 @@ class BenchOptions:
     max_pairs: int = 5000
     resamples: int = 2000
     seed: int = 0
+
+    @property
+    def resampling(self) -> stats.Resampling:
+        """How intervals are made."""
+        return stats.Resampling(resamples=self.resamples, seed=self.seed)
 
 
 def bench(
@@ -83,13 +86,6 @@ def bench(
     return _measurement(contenders, samples, raw.name, len(next(iter(feed.values()))), options)
 
 
-def percentile(samples: Array, p: float) -> Array:
-    """The p-th percentile of the last axis by trtexec's rule."""
-    count = samples.shape[-1]
-    index = max(count - 1 - int((1 - p / 100) * count), 0)
-    return np.sort(samples, axis=-1)[..., index]
-
-
 def compare(student: Array, baseline: Array, options: BenchOptions) -> Interval:
     """How many times as fast the student is: the median of the pairs' ratios, with its 95 % interval.
 
@@ -98,7 +94,7 @@ def compare(student: Array, baseline: Array, options: BenchOptions) -> Interval:
         baseline: latencies in ms of the same pairs, [pairs].
         options: the resamples and their seed.
     """
-    return _bootstrap(baseline / student, _median, options)
+    return stats.exponential(stats.log_ratio(baseline, student, options.resampling))
 
 
 def verdict_of(speedup: Interval | None) -> Literal["faster", "slower", "inconclusive", "no baseline"]:
@@ -171,34 +167,9 @@ def _timing(contender: Contender, samples: Array, options: BenchOptions) -> Timi
     return Timing(
         name=contender.name,
         precision=contender.precision,
-        p50_ms=_bootstrap(samples, _median, options),
-        p99_ms=_bootstrap(samples, _p99, options),
+        p50_ms=stats.interval(samples, stats.median, options.resampling),
+        p99_ms=stats.interval(samples, stats.p99, options.resampling),
     )
-
-
-def _median(samples: Array, axis: int = -1) -> Array:
-    return percentile(np.moveaxis(samples, axis, -1), 50)
-
-
-def _p99(samples: Array, axis: int = -1) -> Array:
-    return percentile(np.moveaxis(samples, axis, -1), 99)
-
-
-def _bootstrap(samples: Array, statistic: Callable[..., Array], options: BenchOptions) -> Interval:
-    from scipy.stats import bootstrap
-
-    found = bootstrap(
-        (samples,),
-        statistic,
-        n_resamples=options.resamples,
-        batch=_RESAMPLES_AT_ONCE,
-        vectorized=True,
-        confidence_level=0.95,
-        method="percentile",
-        rng=np.random.default_rng(options.seed),
-    )
-    low, high = found.confidence_interval
-    return Interval(value=float(statistic(samples)), low=float(low), high=float(high))
 
 
 def _write(raw: Path, samples: Array, names: list[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from deploy.commands.bench import bench, history
 from deploy.commands.build import build
 from deploy.commands.calibrate import calibrate
 from deploy.commands.convert import convert, demo
@@ -71,7 +72,9 @@ def main(verbose: bool) -> None:
     logging.captureWarnings(capture=True)
 
 
-for command in (export, convert, surgery, calibrate, demo, build, profiles, doctor, inspect, plan, lint):
+for command in (
+    export, convert, surgery, calibrate, demo, build, bench, history, profiles, doctor, inspect, plan, lint,
+):  # fmt: skip
     main.add_command(command)
 
 

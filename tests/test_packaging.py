@@ -39,6 +39,14 @@ def test_shipped_data_is_small() -> None:
 
 
 def test_code_for_the_device_imports_without_torch() -> None:
-    modules = ("deploy.build", "deploy.bench", "deploy.verify", "deploy.finish", "deploy.inspect", "deploy.doctor")
+    modules = (
+        "deploy.build",
+        "deploy.bench",
+        "deploy.bench_models",
+        "deploy.verify",
+        "deploy.finish",
+        "deploy.inspect",
+        "deploy.doctor",
+    )
     code = f"import sys; sys.modules['torch'] = None; import {', '.join(modules)}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

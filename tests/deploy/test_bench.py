@@ -6,10 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from deploy.bench import BenchOptions, Contender, bench, compare, percentile, summary, verdict_of
+from deploy.bench import BenchOptions, Contender, bench, compare, summary, verdict_of
+from deploy.timing.statistics import percentile
 
 Samples = npt.NDArray[np.float64]
 FEED = {"x": np.random.default_rng(0).standard_normal((1, 128, 128), np.float32)}
@@ -22,20 +21,6 @@ def model(folder: Path, name: str, body: str) -> Path:
     path = folder / f"{name}.onnx"
     ir.save(ir.from_onnx_text(MODEL.format(body=body)), path)
     return path
-
-
-@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=500), st.sampled_from([50, 90, 95, 99]))
-def test_percentile_is_a_sample_with_about_that_share_below_it(samples: list[float], p: int) -> None:
-    found = percentile(np.asarray(samples), p)
-    assert found in samples
-    assert sum(sample <= found for sample in samples) >= len(samples) * p / 100 - 1
-    assert percentile(np.asarray(samples), 99) >= found
-
-
-def test_percentiles_of_a_thousand_samples() -> None:
-    """Worked by hand from sampleReporting.cpp: index 999 − int(0.01 · 1000) = 989, 999 − 500 = 499."""
-    assert percentile(np.arange(1000.0), 99) == 989
-    assert percentile(np.arange(1000.0), 50) == 499
 
 
 def test_tells_a_faster_model_from_a_slower_one(tmp_path: Path) -> None:
