@@ -17,6 +17,7 @@ import click
 from deploy.commands.bench import bench, history
 from deploy.commands.build import build
 from deploy.commands.calibrate import calibrate
+from deploy.commands.compare import compare
 from deploy.commands.convert import convert, demo
 from deploy.commands.doctor import doctor
 from deploy.commands.export import export
@@ -73,7 +74,7 @@ def main(verbose: bool) -> None:
 
 
 for command in (
-    export, convert, surgery, calibrate, demo, build, bench, history, profiles, doctor, inspect, plan, lint,
+    export, convert, surgery, calibrate, demo, build, bench, history, compare, profiles, doctor, inspect, plan, lint,
 ):  # fmt: skip
     main.add_command(command)
 
