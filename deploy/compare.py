@@ -31,10 +31,6 @@ class Comparison(Record):
     differences: tuple[Difference, ...]
     not_compared: dict[str, str] = Field(description="Metrics that were not asked for, and why nothing is known.")
 
-    def to_json(self) -> str:
-        """The comparison as JSON text."""
-        return self.model_dump_json(indent=2, by_alias=True)
-
 
 def compare(
     baseline: str,

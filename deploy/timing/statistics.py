@@ -6,8 +6,8 @@ call), so the bootstrap draws blocks of them: with single pairs it would be too 
 circular, Politis and Romano 1992). The length of a block is N^(1/3).
 
 With b blocks the bootstrap's spread is too narrow, as a standard deviation with divisor b instead of b − 1 and a normal
-quantile instead of Student's are: resampled values are stretched around the figure by √(b/(b−1)) · t(b−1)/z. That is 6 %
-for 200 pairs, and half as much again for ten windows of throughput.
+quantile instead of Student's are: resampled values are stretched around the figure by √(b/(b−1)) · t(b−1)/z. For 200
+pairs that is 6 %, for ten windows of throughput 58 %.
 """
 
 from __future__ import annotations
