@@ -17,6 +17,8 @@ import click
 from deploy.commands.bench import bench, history
 from deploy.commands.build import build
 from deploy.commands.calibrate import calibrate
+from deploy.commands.claims import claims
+from deploy.commands.compare import compare
 from deploy.commands.convert import convert, demo
 from deploy.commands.doctor import doctor
 from deploy.commands.export import export
@@ -73,7 +75,8 @@ def main(verbose: bool) -> None:
 
 
 for command in (
-    export, convert, surgery, calibrate, demo, build, bench, history, profiles, doctor, inspect, plan, lint,
+    export, convert, surgery, calibrate, demo, build, bench, history, compare, claims, profiles, doctor, inspect, plan,
+    lint,
 ):  # fmt: skip
     main.add_command(command)
 

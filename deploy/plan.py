@@ -123,7 +123,12 @@ def _attentions(compiled: Iterable[CompiledKernel], model: ir.Model) -> Iterator
 
 def _block(modules: Sequence[str]) -> str | None:
     """The block of a kernel: that of its first module, `blocks.0` of `blocks.0.mlp`, `layers.2.blocks.5` of Swin's."""
-    match = _BLOCK.match(modules[0]) if modules else None
+    return block_of(modules[0]) if modules else None
+
+
+def block_of(module: str) -> str | None:
+    """The block that a module belongs to; None where its name holds no number."""
+    match = _BLOCK.match(module)
     return match[1] if match else None
 
 

@@ -44,4 +44,5 @@ def fit(kind: type[AnyRecord], fields: Fields, path: Path) -> AnyRecord:
     try:
         return kind.model_validate_json(json.dumps(fields, default=str), strict=True)
     except ValidationError as error:
-        raise GpusqError(f"{path}: {first_problem(error)}", hint="profiles/device.py describes each key") from None
+        described = f"{kind.__module__.replace('.', '/')}.py"
+        raise GpusqError(f"{path}: {first_problem(error)}", hint=f"{described} describes each key") from None

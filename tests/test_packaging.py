@@ -22,6 +22,7 @@ def test_wheel_has_exactly_these_top_level_names_and_the_shipped_data(tmp_path: 
     for path in (
         "deploy/report/report.html.j2",
         "profiles/architectures.toml",
+        "profiles/claims/gpusq-vit.toml",
         "profiles/devices/a100-sxm-80gb.toml",
         "profiles/runtimes.toml",
         "students/fashion_vit/data/student.safetensors",

@@ -4,6 +4,10 @@ Ratios are taken pair by pair and on the log scale, so that twice as fast and ha
 a machine that drifts during the run cancels out. Neighbouring pairs are alike (a neighbour's load lasts longer than a
 call), so the bootstrap draws blocks of them: with single pairs it would be too sure (Künsch 1989, the block bootstrap;
 circular, Politis and Romano 1992). The length of a block is N^(1/3).
+
+With b blocks the bootstrap's spread is too narrow, as a standard deviation with divisor b instead of b − 1 and a normal
+quantile instead of Student's are: resampled values are stretched around the figure by √(b/(b−1)) · t(b−1)/z. For 200
+pairs that is 6 %, for ten windows of throughput 58 %.
 """
 
 from __future__ import annotations
@@ -59,9 +63,14 @@ def p99(samples: Array) -> Array:
     return percentile(samples, 99)
 
 
+def block_length(count: int) -> int:
+    """How many samples in a row are drawn together."""
+    return max(1, round(float(np.cbrt(count))))
+
+
 def draws(count: int, how: Resampling) -> npt.NDArray[np.int64]:
     """Indices of the resamples of `count` samples in a row, [resamples, count]: blocks around a circle."""
-    length = max(1, round(count ** (1 / 3)))
+    length = block_length(count)
     blocks = -(-count // length)
     starts = np.random.default_rng(how.seed).integers(0, count, (how.resamples, blocks, 1))
     return ((starts + np.arange(length)) % count).reshape(how.resamples, -1)[:, :count]
@@ -74,10 +83,23 @@ def resampled(samples: Sequence[Array], statistic: Callable[..., Array], how: Re
     return np.concatenate([statistic(*(values[part] for values in samples)) for part in parts])
 
 
+def stretched(value: float, found: Array, count: int, how: Resampling) -> Array:
+    """The resampled values `found` of `count` samples, as far from `value` as so few blocks ask for."""
+    from scipy.stats import norm, t
+
+    blocks = count / block_length(count)
+    if blocks <= 1:
+        return found
+    upper = (1 + how.confidence) / 2
+    factor = math.sqrt(blocks / (blocks - 1)) * float(t.ppf(upper, blocks - 1) / norm.ppf(upper))
+    return value + factor * (found - value)
+
+
 def interval(samples: Array, statistic: Statistic, how: Resampling | None = None) -> Interval:
     """`statistic` of `samples` [N] with its percentile-bootstrap interval."""
     how = how or Resampling()
-    return as_interval(float(statistic(samples)), resampled([samples], statistic, how), how)
+    value = float(statistic(samples))
+    return as_interval(value, stretched(value, resampled([samples], statistic, how), len(samples), how), how)
 
 
 def as_interval(value: float, found: Array, how: Resampling) -> Interval:
