@@ -17,8 +17,10 @@ from calibration.methods import Method
 from calibration.probes import Feed
 from calibration.ranges import measure_amax
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
+from calibration.search_memory import Memory
 from deploy import verify
-from deploy.bundle import hash_checkpoint
+from deploy.bundle import hash_checkpoint, hash_file
+from deploy.cache import search_folder
 from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
 from deploy.scales_file import Scales, read_scales
@@ -57,6 +59,7 @@ class Job:
     method: Method = field(default_factory=Method)
     scales_file: Path | None = None
     improve: tuple[Improvement, ...] = ()
+    target_drop: float | None = None
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -71,7 +74,7 @@ class Job:
         for device in devices:
             self.float_type(device)
         self.student = load_student(self.checkpoint, self.options)
-        if self.improve:
+        if self.improve or self.target_drop is not None:
             self._check_improvable()
         if not self.student.quantized and measures(self.placement):
             self._check_measurable()
@@ -170,13 +173,39 @@ class Job:
     def target(self, device: Device) -> Target:
         """What the graph is made for on `device`."""
         return Target(
-            device, self.float_type(device), self.placement, self.repair_sparsity, self.io_types, self.improve
+            device,
+            self.float_type(device),
+            self.placement,
+            self.repair_sparsity,
+            self.io_types,
+            self.improve,
+            self.target_drop,
         )
 
     @property
     def feed(self) -> Feed | None:
-        """The samples for the improvements that look at what the model does on them; None without samples."""
-        return None if self.data is None else Feed(self.samples.inputs, self.fixed_batch or verify.BATCH)
+        """The samples for what looks at what the model does on them; None without samples."""
+        if self.data is None:
+            return None
+        memory = Memory(search_folder(), repr((str(self.method), self._scales_sha256, self.samples.sha256)))
+        return Feed(
+            self.samples.inputs,
+            self.fixed_batch or verify.BATCH,
+            self.samples.labels,
+            memory,
+            lambda text: self.progress.found("search", text),
+        )
+
+    @property
+    def _scales_sha256(self) -> str | None:
+        return None if self.scales_file is None else hash_file(self.scales_file).sha256
+
+    @property
+    def ranges_by(self) -> str | None:
+        """How the ranges of activations are found that have no trained scale; None where there are none to find."""
+        if not measures(self.placement):
+            return None
+        return str(self.method) if self.scales is None else f"{self.scales.method}, from a file of scales"
 
     def measure(self, model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
         """The ranges of tensors: from the file of scales, or on the samples, by the method that was asked for.
@@ -223,12 +252,15 @@ class Job:
             return measure_amax(model, names, self.samples.inputs, batch, check_finite=False)
 
     def _check_improvable(self) -> None:
+        asked = self.improve[0] if self.improve else "a target for the drop"
         if not places(self.placement):
             raise GpusqError(
-                f"{self.improve[0]} is for what gets quantized, and placement {self.placement} quantizes nothing",
-                hint="give a placement such as --placement w8a8-linear, or leave out --improve",
+                f"{asked} is for what gets quantized, and placement {self.placement} quantizes nothing",
+                hint="give a placement such as --placement w8a8-linear, or leave it out",
             )
-        if self.scales_file is not None:
+        if self.target_drop is not None and self.data is None:
+            raise GpusqError("there is nothing to judge a drop on", hint="give samples with --data calib.npz")
+        if self.improve and self.scales_file is not None:
             raise GpusqError(
                 "a file of scales is of the graph that nothing improved", hint="give the samples, with --data, instead"
             )
