@@ -31,7 +31,7 @@ from calibration.probes import Feed
 from calibration.search_memory import SearchMemory
 from exporters.module_names import label_of
 from exporters.passes.outcome import Change, Outcome, Pass
-from exporters.passes.placement_rules import KEPT_FLOAT
+from exporters.placement import KEPT_FLOAT
 from exporters.switched_graph import SwitchedGraph, switched_graph
 
 _FEW = 16  # samples that the error of one layer is measured on

@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from exporters.linears import Linear, array_shape
 from exporters.module_names import label_of
+from exporters.placement import KEPT_FLOAT
 
 SMALLEST = 16  # of K and N
-KEPT_FLOAT = "gpusq.precision"  # in a node's metadata: its module stays float, and why
 BLOCKS = (128, 64)
 _HEAD_SIZES = (16, 32, 64)
 _TOKENS = 512
