@@ -12,12 +12,15 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from calibration.collect import CollectOptions, collect
+from calibration.histogram import Histogram
 from calibration.image_input import image_preprocessing
+from calibration.method_names import LEAST_LOSS
 from calibration.methods import Method
 from calibration.probes import Feed
 from calibration.ranges import measure_amax
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
 from calibration.search_memory import Memory
+from calibration.weight_scales import WeightMethod
 from deploy import verify
 from deploy.bundle import hash_checkpoint, hash_file
 from deploy.cache import search_folder
@@ -27,9 +30,10 @@ from deploy.scales_file import Scales, read_scales
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
 from exporters.improvement import Improvement, measures_samples
-from exporters.passes.place_quantizers import Measure
+from exporters.passes.place_quantizers import Measure, PlaceQuantizers
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement, measures, places
+from exporters.range_choice import choose_method
 from exporters.sample_facts import sample_facts
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target
@@ -60,6 +64,7 @@ class Job:
     scales_file: Path | None = None
     improve: tuple[Improvement, ...] = ()
     target_drop: float | None = None
+    method_chosen: bool = field(init=False, default=False)
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -201,11 +206,18 @@ class Job:
         return None if self.scales_file is None else hash_file(self.scales_file).sha256
 
     @property
+    def method_name(self) -> str:
+        """The method, and whether it was chosen by what the model loses."""
+        return f"{self.method}, which {LEAST_LOSS} chose" if self.method_chosen else str(self.method)
+
+    @property
     def ranges_by(self) -> str | None:
         """How the ranges of activations are found that have no trained scale; None where there are none to find."""
         if not measures(self.placement):
             return None
-        return str(self.method) if self.scales is None else f"{self.scales.method}, from a file of scales"
+        if self.scales is not None:
+            return f"{self.scales.method}, from a file of scales"
+        return self.method_name
 
     def measure(self, model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
         """The ranges of tensors: from the file of scales, or on the samples, by the method that was asked for.
@@ -222,7 +234,19 @@ class Job:
             if self.method.name == "max":
                 return measure_amax(model, names, inputs, batch)
             found = collect(model, names, inputs, CollectOptions(batch), progress=advance)
-            return {name: self.method(histogram) for name, histogram in found.items()}
+        self.settle_method(model, found)
+        return {name: self.method(histogram) for name, histogram in found.items()}
+
+    def settle_method(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> None:
+        """Choose the method by what the model loses, where `least-loss` was asked for; once for the whole job."""
+        if self.method.name != LEAST_LOSS or self.feed is None:
+            return
+        largest = {name: histogram.amax for name, histogram in histograms.items()}
+        weights: WeightMethod = "mse" if "mse-weights" in self.improve else "max"
+        place = PlaceQuantizers(self.placement, lambda model, names: largest, "float32", weights)
+        with self.progress.working("choosing the method"):
+            self.method = choose_method(model, histograms, place, self.feed)
+        self.method_chosen = True
 
     @cached_property
     def scales(self) -> Scales | None:

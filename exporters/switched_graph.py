@@ -24,13 +24,14 @@ import onnx_ir as ir
 from calibration.inference import answer_only, feeds, open_session
 from calibration.output_loss import without_padding
 from calibration.probes import Feed
+from calibration.rows import head
 from exporters.float_twin import is_fake_quantizer
 from exporters.linears import array_of
 from exporters.module_names import label_of
 from exporters.passes.correct_biases import corrected_biases
 from exporters.passes.inserter import Inserter, drop_unused_initializers
 from exporters.passes.lower_fake_quantize import quantizer_of
-from exporters.quantizer import Quantizer
+from exporters.quantizer import INT8, Quantizer
 
 Array = npt.NDArray[Any]
 _FLAG = ".on"
@@ -62,42 +63,29 @@ class SwitchedGraph:
     units: dict[str, float]
     _constants: list[_Constant]
     _flags: dict[str, str]
+    _scales: dict[str, str]
     _session: Any = field(repr=False)
 
-    def answers(self, on: Collection[str], count: int | None = None) -> Iterator[Array]:
-        """The first output on each batch with the units `on` quantized, all others float; of `count` samples or all."""
+    def answers(
+        self, on: Collection[str], count: int | None = None, amax: Mapping[str, float] | None = None
+    ) -> Iterator[Array]:
+        """The first output on each batch with the units `on` quantized, all others float.
+
+        Args:
+            on: names of units.
+            count: how many of the samples; None: all.
+            amax: ranges of activations by tensor, instead of those that were placed.
+        """
         unknown = set(on) - set(self.units)
         if unknown:
             raise ValueError(f"no unit {sorted(unknown)[0]!r}")
         switches = {flag: np.array(unit in on) for flag, unit in self._flags.items()}
         weights = {constant.name: constant.value() for constant in self._constants if constant.unit in on}
+        scales = {name: _scale((amax or {})[tensor]) for name, tensor in self._scales.items() if tensor in (amax or {})}
         asked = [wanted for wanted in self._session.get_inputs() if wanted.name not in switches]
-        samples = {name: rows if count is None else _Head(rows, count) for name, rows in self.feed.samples.items()}
+        samples = {name: rows if count is None else head(rows, count) for name, rows in self.feed.samples.items()}
         for feed in feeds(asked, samples, self.feed.batch):
-            yield without_padding(self._session.run(None, {**feed, **switches, **weights})[0], feed)
-
-
-@dataclass(frozen=True)
-class _Head:
-    """The first rows of an array that is read by rows."""
-
-    rows: Any
-    count: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self), *self.rows.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        found: np.dtype[Any] = self.rows.dtype
-        return found
-
-    def __len__(self) -> int:
-        return min(self.count, len(self.rows))
-
-    def __getitem__(self, index: npt.NDArray[np.intp], /) -> Array:
-        return np.asarray(self.rows[index])
+            yield without_padding(self._session.run(None, {**feed, **switches, **weights, **scales})[0], feed)
 
 
 def switched_graph(model: ir.Model, placed: ir.Model, feed: Feed) -> SwitchedGraph:
@@ -112,7 +100,7 @@ def switched_graph(model: ir.Model, placed: ir.Model, feed: Feed) -> SwitchedGra
     graph = graph_model.graph
     units = _costs(graph)
     answer_only(graph_model, list(graph.outputs)[:1])
-    inserter, constants, flags = Inserter(graph), [], {}
+    inserter, constants, flags, scales = Inserter(graph), [], {}, {}
     floats = {value.name: value for value in model.graph.initializers.values()}
     for index, node in enumerate([node for node in graph if is_fake_quantizer(node)]):
         x = node.inputs[0]
@@ -124,15 +112,21 @@ def switched_graph(model: ir.Model, placed: ir.Model, feed: Feed) -> SwitchedGra
             _as_input(inserter, node, constant.name, floats[x.name].const_value)
         else:
             flag = f"{unit_of(node)}.{index}{_FLAG}"
-            _switched(inserter, node, flag, index)
             flags[flag] = unit_of(node)
+            _switched(inserter, node, flag, index)
+            scales[f"{flag}.scale"] = str(x.name)
     constants += _biases(model, graph)
     drop_unused_initializers(graph)
     graph_model.opset_imports.pop("gpusq", None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "switched.onnx"
         ir.save(graph_model, path, external_data="switched.data")
-        return SwitchedGraph(feed, units, constants, flags, open_session(path))
+        return SwitchedGraph(feed, units, constants, flags, scales, open_session(path))
+
+
+def _scale(amax: float) -> npt.NDArray[np.float32]:
+    """That of a range; of what is nothing but zeros, any."""
+    return np.asarray((amax or 1.0) / INT8[1], np.float32)
 
 
 def unit_of(node: ir.Node) -> str:
@@ -187,9 +181,10 @@ def _as_input(inserter: Inserter, node: ir.Node, name: str, tensor: ir.TensorPro
 
 def _switched(inserter: Inserter, node: ir.Node, flag: str, index: int) -> None:
     """Let an If take the place of an activation's quantizer."""
-    x, scale = node.inputs[:2]
+    x = node.inputs[0]
     assert x is not None
-    assert scale is not None
+    scale = inserter.initializer(f"{flag}.scale", quantizer_of(node).scale)
+    inserter.graph.inputs.append(scale)
     on = ir.Value(name=flag, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
     inserter.graph.inputs.append(on)
     zero = inserter.initializer("gpusq.switch.zero", np.zeros((), np.int8))
