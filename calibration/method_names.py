@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-MethodName = Literal["max", "percentile", "entropy", "mse"]
+MethodName = Literal["max", "percentile", "entropy", "mse", "least-loss"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
+LEAST_LOSS: MethodName = "least-loss"
 PERCENTILE = 99.99

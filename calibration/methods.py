@@ -6,6 +6,7 @@
 | percentile | the value below which a given share of all values lies |
 | entropy | where the clipped and quantized distribution diverges least from the original one (Kullback and Leibler) |
 | mse | where the mean square of the quantization error is least |
+| least-loss | whichever of these loses least of what the model answers: exporters/range_choice.py chooses it |
 
 Entropy is as in S. Migacz, *8-bit Inference with TensorRT*, GTC 2017.
 """
@@ -38,7 +39,13 @@ class Method:
     percentile: float = PERCENTILE
 
     def __call__(self, histogram: Histogram) -> float:
-        """Return amax of what the histogram counted; 0 where that was nothing but zeros."""
+        """Return amax of what the histogram counted; 0 where that was nothing but zeros.
+
+        Raises:
+            ValueError: a histogram alone does not tell which method loses least.
+        """
+        if self.name == "least-loss":
+            raise ValueError("least-loss needs the model: choose a method for each tensor first")
         if self.name == "max" or not histogram.amax:
             return histogram.amax
         if self.name == "percentile":
@@ -47,6 +54,10 @@ class Method:
 
     def __str__(self) -> str:
         return f"percentile {self.percentile:g}" if self.name == "percentile" else self.name
+
+
+CHOICES = (Method(), Method("percentile"), Method("percentile", 99.999), Method("entropy"), Method("mse"))
+"""What least-loss chooses among."""
 
 
 def at_percentile(histogram: Histogram, percent: float) -> float:

@@ -8,7 +8,7 @@ Nothing but these arrays leaves the graph; no tensor is copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from calibration.inference import as_float32, choose, over_batches, rows_of
 from calibration.rows import Rows
+from calibration.search_memory import Memory
 from profiles.errors import GpusqError
 
 Array = npt.NDArray[Any]
@@ -32,10 +33,16 @@ class Feed:
     Attributes:
         samples: arrays [N, …] by input name, as the model takes them.
         batch: samples a run; a model with a fixed batch size is run at that one.
+        labels: the right classes, int64 [N]; None where there are none.
+        memory: where searches on them are remembered; None: nowhere.
+        tell: is told what a search found.
     """
 
     samples: Mapping[str, Rows]
     batch: int = 8
+    labels: npt.NDArray[np.int64] | None = None
+    memory: Memory | None = None
+    tell: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ def chosen(rows: Rows, index: Index) -> Rows:
     return Computed((len(index), *rows.shape[1:]), rows.dtype, lambda asked: rows[index[asked]])
 
 
+def head(rows: Rows, count: int) -> Rows:
+    """The first `count` rows, or all where there are no more."""
+    return chosen(rows, np.arange(min(count, len(rows))))
+
+
 def converted(rows: Rows, dtype: str, convert: Callable[[Array], Array]) -> Rows:
     """`rows` with every batch of them made into `dtype` by `convert`, which keeps its shape."""
     target = np.dtype(dtype)

@@ -103,6 +103,7 @@ def calibrate(
             baseline=None,
             out=out.parent,
             progress=progress,
+            method=method,
         )
         job.load([device])
         return job
@@ -114,8 +115,8 @@ def calibrate(
         raise GpusqError(
             f"{model} has no activation without a scale that {placement} quantizes", hint="it needs no calibration"
         )
-    scales = _scales(job, device, found, method)
-    compared = None if other is None else _compared(scales, other, others, method)
+    scales = _scales(job, device, found)
+    compared = None if other is None else _compared(scales, other, others, job.method)
     with staged_files(out) as staged:
         staged.write_text(scales.to_json(), encoding="utf-8")
     return Calibrated(file=out, scales=scales, against=compared)
@@ -130,6 +131,7 @@ def _histograms(
 
     def measure(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
         found.update(_counted(job, model, names, Resume(partial, job.samples.sha256)))
+        job.settle_method(model, found)
         if other is not None:
             others.update(_counted(other, model, names, None))
         return {name: histogram.amax for name, histogram in found.items()}
@@ -144,16 +146,16 @@ def _counted(job: Job, model: ir.Model, names: Sequence[str], resume: Resume | N
         return collect(model, names, job.samples.inputs, options, progress=advance)
 
 
-def _scales(job: Job, device: Device, found: Mapping[str, Histogram], method: Method) -> Scales:
+def _scales(job: Job, device: Device, found: Mapping[str, Histogram]) -> Scales:
     assert job.sample_set is not None
     return Scales(
         model=job.student.model,
         sha256=hash_checkpoint(job.checkpoint),
         profile=device.name,
         placement=job.placement,
-        method=str(method),
+        method=job.method_name,
         samples=job.sample_set,
-        tensors=tuple(_tensor(name, histogram, method(histogram)) for name, histogram in found.items()),
+        tensors=tuple(_tensor(name, histogram, job.method(histogram)) for name, histogram in found.items()),
     )
 
 

@@ -27,6 +27,7 @@ from deploy.progress import Progress
 from deploy.report.verdicts import cards
 from exporters.checkpoint import LoadOptions
 from exporters.improvement import Improvement
+from exporters.passes.keep_costly_float import search_of
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement
 from exporters.save_onnx import save_onnx
@@ -82,6 +83,7 @@ def convert(
     method: Method | None = None,
     scales: str | Path | None = None,
     improve: Sequence[Improvement] = (),
+    target_drop: float | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -103,6 +105,8 @@ def convert(
         method: how the range of an activation is found on the samples; by default nothing is clipped.
         scales: the file of `gpusq calibrate`, instead of measuring.
         improve: what is done so that less is lost by the quantizers that are placed; most need `data`.
+        target_drop: points of accuracy that may be lost on `data`; the layers that cost more stay float. None: all that
+            the placement quantizes is.
         progress: is told what each stage found.
 
     Raises:
@@ -123,6 +127,7 @@ def convert(
         method=method or Method(),
         scales_file=None if scales is None else Path(scales),
         improve=tuple(improve),
+        target_drop=target_drop,
     )
     job.load(devices.values())
     job.note_sources()
@@ -186,6 +191,8 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         layers=layers,
         sizes=sizes_of(model),
         passes=tuple(passes),
+        ranges_by=job.ranges_by,
+        mixed_precision=search_of(passes),
         engines=built.engines,
         missing=built.missing,
         plan=built.plan,

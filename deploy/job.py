@@ -12,22 +12,28 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from calibration.collect import CollectOptions, collect
+from calibration.histogram import Histogram
 from calibration.image_input import image_preprocessing
+from calibration.method_names import LEAST_LOSS
 from calibration.methods import Method
 from calibration.probes import Feed
 from calibration.ranges import measure_amax
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
+from calibration.search_memory import Memory
+from calibration.weight_scales import WeightMethod
 from deploy import verify
-from deploy.bundle import hash_checkpoint
+from deploy.bundle import hash_checkpoint, hash_file
+from deploy.cache import search_folder
 from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
 from deploy.scales_file import Scales, read_scales
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
 from exporters.improvement import Improvement, measures_samples
-from exporters.passes.place_quantizers import Measure
+from exporters.passes.place_quantizers import Measure, PlaceQuantizers
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement, measures, places
+from exporters.range_choice import choose_method
 from exporters.sample_facts import sample_facts
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target
@@ -57,6 +63,8 @@ class Job:
     method: Method = field(default_factory=Method)
     scales_file: Path | None = None
     improve: tuple[Improvement, ...] = ()
+    target_drop: float | None = None
+    method_chosen: bool = field(init=False, default=False)
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -71,7 +79,7 @@ class Job:
         for device in devices:
             self.float_type(device)
         self.student = load_student(self.checkpoint, self.options)
-        if self.improve:
+        if self.improve or self.target_drop is not None:
             self._check_improvable()
         if not self.student.quantized and measures(self.placement):
             self._check_measurable()
@@ -170,13 +178,46 @@ class Job:
     def target(self, device: Device) -> Target:
         """What the graph is made for on `device`."""
         return Target(
-            device, self.float_type(device), self.placement, self.repair_sparsity, self.io_types, self.improve
+            device,
+            self.float_type(device),
+            self.placement,
+            self.repair_sparsity,
+            self.io_types,
+            self.improve,
+            self.target_drop,
         )
 
     @property
     def feed(self) -> Feed | None:
-        """The samples for the improvements that look at what the model does on them; None without samples."""
-        return None if self.data is None else Feed(self.samples.inputs, self.fixed_batch or verify.BATCH)
+        """The samples for what looks at what the model does on them; None without samples."""
+        if self.data is None:
+            return None
+        memory = Memory(search_folder(), repr((str(self.method), self._scales_sha256, self.samples.sha256)))
+        return Feed(
+            self.samples.inputs,
+            self.fixed_batch or verify.BATCH,
+            self.samples.labels,
+            memory,
+            lambda text: self.progress.found("search", text),
+        )
+
+    @property
+    def _scales_sha256(self) -> str | None:
+        return None if self.scales_file is None else hash_file(self.scales_file).sha256
+
+    @property
+    def method_name(self) -> str:
+        """The method, and whether it was chosen by what the model loses."""
+        return f"{self.method}, which {LEAST_LOSS} chose" if self.method_chosen else str(self.method)
+
+    @property
+    def ranges_by(self) -> str | None:
+        """How the ranges of activations are found that have no trained scale; None where there are none to find."""
+        if not measures(self.placement):
+            return None
+        if self.scales is not None:
+            return f"{self.scales.method}, from a file of scales"
+        return self.method_name
 
     def measure(self, model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
         """The ranges of tensors: from the file of scales, or on the samples, by the method that was asked for.
@@ -193,7 +234,19 @@ class Job:
             if self.method.name == "max":
                 return measure_amax(model, names, inputs, batch)
             found = collect(model, names, inputs, CollectOptions(batch), progress=advance)
-            return {name: self.method(histogram) for name, histogram in found.items()}
+        self.settle_method(model, found)
+        return {name: self.method(histogram) for name, histogram in found.items()}
+
+    def settle_method(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> None:
+        """Choose the method by what the model loses, where `least-loss` was asked for; once for the whole job."""
+        if self.method.name != LEAST_LOSS or self.feed is None:
+            return
+        largest = {name: histogram.amax for name, histogram in histograms.items()}
+        weights: WeightMethod = "mse" if "mse-weights" in self.improve else "max"
+        place = PlaceQuantizers(self.placement, lambda model, names: largest, "float32", weights)
+        with self.progress.working("choosing the method"):
+            self.method = choose_method(model, histograms, place, self.feed)
+        self.method_chosen = True
 
     @cached_property
     def scales(self) -> Scales | None:
@@ -223,12 +276,15 @@ class Job:
             return measure_amax(model, names, self.samples.inputs, batch, check_finite=False)
 
     def _check_improvable(self) -> None:
+        asked = self.improve[0] if self.improve else "a target for the drop"
         if not places(self.placement):
             raise GpusqError(
-                f"{self.improve[0]} is for what gets quantized, and placement {self.placement} quantizes nothing",
-                hint="give a placement such as --placement w8a8-linear, or leave out --improve",
+                f"{asked} is for what gets quantized, and placement {self.placement} quantizes nothing",
+                hint="give a placement such as --placement w8a8-linear, or leave it out",
             )
-        if self.scales_file is not None:
+        if self.target_drop is not None and self.data is None:
+            raise GpusqError("there is nothing to judge a drop on", hint="give samples with --data calib.npz")
+        if self.improve and self.scales_file is not None:
             raise GpusqError(
                 "a file of scales is of the graph that nothing improved", hint="give the samples, with --data, instead"
             )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from calibration.costly_layers import Found
 from exporters.passes.outcome import Outcome
 from exporters.sparsity import Sparsity
 from profiles.device import Device
@@ -257,6 +258,14 @@ class Manifest(Record):
     layers: tuple[Layer, ...]
     sizes: Sizes
     passes: tuple[Outcome, ...]
+    ranges_by: str | None = Field(
+        default=None,
+        description="How ranges of activations were found; None where none were, or in older manifests.",
+    )
+    mixed_precision: Found | None = Field(
+        default=None,
+        description="Layers that stay float to keep the accuracy, and the evidence; None if not asked.",
+    )
     engines: tuple[Engine, ...]
     missing: tuple[Missing, ...]
     plan: Plan | None

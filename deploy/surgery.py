@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from calibration.costly_layers import Found
 from calibration.methods import Method
 from calibration.samples import SampleSource
 from deploy.bundle import staged_files
@@ -16,6 +17,7 @@ from deploy.manifest import SampleSet
 from deploy.progress import Progress
 from exporters.checkpoint import LoadOptions
 from exporters.improvement import Improvement
+from exporters.passes.keep_costly_float import search_of
 from exporters.passes.outcome import Outcome
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement
@@ -42,12 +44,15 @@ class Surgery(Record):
     nodes: int
     samples: SampleSet | None = Field(default=None, description="None where the user gave none.")
     passes: tuple[Outcome, ...]
+    ranges_by: str | None = Field(default=None, description="How ranges of activations were found; None without any.")
+    mixed_precision: Found | None = Field(default=None, description="What stays float to keep the accuracy, and why.")
 
     def to_text(self) -> str:
         """The surgery for the terminal."""
         return "\n".join(
             [
                 f"{self.files[0]}: {self.nodes} nodes of {self.nodes_before}, opset {self.opset}, {self.precision}",
+                *([] if self.mixed_precision is None else [self.mixed_precision.to_text()]),
                 *(line for step in self.passes for line in _lines(step)),
             ]
         )
@@ -67,6 +72,7 @@ def operate(
     method: Method | None = None,
     scales: str | Path | None = None,
     improve: Sequence[Improvement] = (),
+    target_drop: float | None = None,
     progress: Progress | None = None,
 ) -> Surgery:
     """Write the graph of `model` that the compiler of `profile` fuses best to `out`.
@@ -84,6 +90,7 @@ def operate(
         method: as of `convert`.
         scales: as of `convert`.
         improve: as of `convert`.
+        target_drop: as of `convert`.
         progress: is told what each stage found.
 
     Raises:
@@ -107,6 +114,7 @@ def operate(
         method=method or Method(),
         scales_file=None if scales is None else Path(scales),
         improve=tuple(improve),
+        target_drop=target_drop,
     )
     job.load([device])
     graph = job.exported.model
@@ -125,6 +133,8 @@ def operate(
         nodes=len(graph.graph),
         samples=job.sample_set,
         passes=tuple(passes),
+        ranges_by=job.ranges_by,
+        mixed_precision=search_of(passes),
     )
 
 

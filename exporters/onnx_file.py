@@ -26,6 +26,7 @@ from exporters.graph_names import check_names, sort_nodes
 from exporters.module_names import MODULE_KEY
 from exporters.node_modules import name_modules
 from exporters.onnx_proto import parse_onnx, tensors_of
+from exporters.placement import KEPT_FLOAT
 from exporters.qdq_scales import POSITIVE, bad_scale, is_quantizer
 from exporters.raise_opset import raise_opset, set_weights_aside
 from profiles.errors import GpusqError
@@ -157,8 +158,10 @@ def _strip_metadata(model: ir.Model) -> None:
         for value in (*graph.inputs, *graph.initializers.values()):
             _strip_value(value)
     for node in model.graph.all_nodes():
-        module = node.metadata_props.get(MODULE_KEY)
+        module, kept_float = (node.metadata_props.get(key) for key in (MODULE_KEY, KEPT_FLOAT))
         node.metadata_props.clear()
+        if kept_float:
+            node.metadata_props[KEPT_FLOAT] = kept_float
         node.doc_string = None
         if module:
             node.metadata_props[MODULE_KEY] = module

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 Placement = Literal["as-trained", "fp16", "w8a8-linear", "w8a8-mha", "sparse-int8", "w4"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+KEPT_FLOAT = "gpusq.precision"  # in a node's metadata: no placement quantizes its module, and why
 
 
 def places(placement: Placement) -> bool:

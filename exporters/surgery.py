@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from calibration.probes import Feed
+from calibration.weight_scales import WeightMethod
 from exporters.improvement import Improvement, measures_samples
 from exporters.passes.annotate_sparsity import AnnotateSparsity
 from exporters.passes.clamp_masks import ClampMasks
@@ -29,6 +30,7 @@ from exporters.passes.fuse_layer_norm import FuseLayerNorm
 from exporters.passes.fuse_rms_norm import OPSET as RMS_NORM_OPSET
 from exporters.passes.fuse_rms_norm import FuseRmsNorm
 from exporters.passes.fuse_silu import FuseSilu
+from exporters.passes.keep_costly_float import KeepCostlyFloat
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_einsum import LowerEinsum
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
@@ -65,6 +67,7 @@ class Target:
         repair_sparsity: whether layers that are 2:4 but for a few groups are pruned to it.
         io_types: whether inputs and outputs stay float32 or get the graph's type.
         improve: what is done beyond the default so that less is lost by the quantizers that are placed.
+        target_drop: points of accuracy that may be lost; the layers that cost more stay float. None: all are quantized.
     """
 
     device: Device
@@ -73,6 +76,7 @@ class Target:
     repair_sparsity: bool = False
     io_types: IoTypes = "keep"
     improve: tuple[Improvement, ...] = ()
+    target_drop: float | None = None
 
     @property
     def attention(self) -> AttentionForm:
@@ -127,9 +131,10 @@ def passes_for(
 def _quantizing(target: Target, measure: Measure, feed: Feed | None) -> list[Pass]:
     """Place quantizers and lower them; what makes them lose less stands before, or sees them as they are placed."""
     improve = set(target.improve)
-    if feed is None and measures_samples(improve):
+    if feed is None and (measures_samples(improve) or target.target_drop is not None):
+        asked = [*target.improve, *(() if target.target_drop is None else ("--target-drop",))]
         raise GpusqError(
-            f"{', '.join(target.improve)}: there is nothing to measure on",
+            f"{', '.join(asked)}: there is nothing to measure on",
             hint="give samples with --data calib.npz",
         )
     passes: list[Pass] = []
@@ -137,14 +142,28 @@ def _quantizing(target: Target, measure: Measure, feed: Feed | None) -> list[Pas
         passes.append(ScaleChannels("gemm", feed, target.placement))
     if "equalize" in improve and feed is not None:
         passes.append(ScaleChannels("conv", feed, target.placement))
-    passes.append(
-        PlaceQuantizers(target.placement, measure, target.float_type, "mse" if "mse-weights" in improve else "max")
-    )
+    weights: WeightMethod = "mse" if "mse-weights" in improve else "max"
+    placing: list[Pass] = [PlaceQuantizers(target.placement, _remembered(measure), target.float_type, weights)]
     if "error-feedback" in improve and feed is not None:
-        passes.append(ErrorFeedback(feed))
+        placing.append(ErrorFeedback(feed))
     if "bias-correction" in improve and feed is not None:
-        passes.append(CorrectBiases(feed))
-    return [*passes, LowerFakeQuantize()]
+        placing.append(CorrectBiases(feed))
+    if target.target_drop is not None and feed is not None:
+        context = repr((target.placement, target.float_type, target.improve))
+        passes.append(KeepCostlyFloat(target.target_drop, placing, feed, context))
+    return [*passes, *placing, LowerFakeQuantize()]
+
+
+def _remembered(measure: Measure) -> Measure:
+    """Asks `measure` once for each tensor: marks change no number of a graph."""
+    known: dict[str, float] = {}
+
+    def remembered(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
+        if missing := [name for name in names if name not in known]:
+            known.update(measure(model, missing))
+        return {name: known[name] for name in names}
+
+    return remembered
 
 
 def surgery(

@@ -146,6 +146,7 @@ def _graph_choices(
     repair_sparsity: bool,
     io_types: str,
     improve: tuple[str, ...],
+    target_drop: float | None,
 ) -> dict[str, Any]:
     return {
         "placement": placement,
@@ -154,6 +155,7 @@ def _graph_choices(
         "repair_sparsity": repair_sparsity,
         "io_types": io_types,
         "improve": improve,
+        "target_drop": target_drop,
     }
 
 
@@ -182,5 +184,11 @@ graph_options = gathered(
         multiple=True,
         type=click.Choice(IMPROVEMENTS),
         help="Lose less by the quantizers that are placed; may be given several times, see the documentation.",
+    ),
+    click.option(
+        "--target-drop",
+        type=click.FloatRange(0, 100),
+        metavar="POINTS",
+        help="Leave the layers float that cost more accuracy than this on the samples; see the documentation.",
     ),
 )

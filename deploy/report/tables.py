@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from calibration.costly_layers import Found
 from deploy.manifest import (
     Engine,
     FileEntry,
@@ -196,6 +197,18 @@ def sizes(computed: Sizes) -> Table:
     return Table("Bytes of the weights, computed from the tensors", columns, rows)
 
 
+def mixed_precision(found: Found) -> Table:
+    """The layers that stay float, and what each costs when it is quantized alone."""
+    columns = (
+        Column("layer", "code"),
+        Column("error of the output, quantized alone", "number"),
+        Column("of all products", "number"),
+    )
+    rows = tuple((one.name, formats.percent(one.error), formats.percent(one.cost)) for one in found.left)
+    lost = f"{found.after:.2f} points lost on the samples, {found.before:.2f} with all quantized"
+    return Table(f"Left float for the accuracy: {lost}, {found.target:g} allowed", columns, rows)
+
+
 def surgery(passes: Iterable[Outcome]) -> Table:
     """What each pass changed."""
     columns = (Column("pass", "code"), Column("changed", "number"), Column("left alone", "number"))
@@ -213,6 +226,7 @@ def build(manifest: Manifest) -> Table:
     """How the bundle was made."""
     rows = (
         ("created", manifest.created),
+        *([("ranges of activations", f"by {manifest.ranges_by}")] if manifest.ranges_by else []),
         ("gpusq", manifest.gpusq),
         ("profile", manifest.profile),
         ("device", manifest.device),

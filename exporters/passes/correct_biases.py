@@ -15,7 +15,7 @@ The bias gets the mean over the batches. Layers with trained scales, and those w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,6 +133,14 @@ def _bias_of(node: ir.Node) -> tuple[ir.Node, int] | None:
         return None
     other = users[0].node.inputs[1 - users[0].idx]
     return (users[0].node, 1 - users[0].idx) if other is not None and other.is_initializer() else None
+
+
+def corrected_biases(graph: ir.Graph) -> Iterator[tuple[str, ir.Node, int]]:
+    """Yield the module of each bias that was corrected, the node that reads it, and as which of its inputs."""
+    for value in list(graph.initializers.values()):
+        module, found, _ = str(value.name).partition(_CORRECTED)
+        for use in value.uses() if found else ():
+            yield module, use.node, use.idx
 
 
 def _add_to_bias(model: ir.Model, layer: _Layer, shift: npt.NDArray[np.float32], inserter: Inserter) -> None:

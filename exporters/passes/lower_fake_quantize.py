@@ -58,7 +58,7 @@ class LowerFakeQuantize:
 
 
 def _lower_weight(inserter: Inserter, node: ir.Node, x: ir.Value, stored: dict[tuple[object, ...], ir.Value]) -> None:
-    quantizer = _quantizer_of(node)
+    quantizer = quantizer_of(node)
     replaced, perm = _absorbed_transpose(node)
     axis = quantizer.axis
     scale = quantizer.scale
@@ -103,7 +103,7 @@ def _integers(
 def _lower_activation(
     inserter: Inserter, node: ir.Node, x: ir.Value, shared: dict[tuple[ir.Value, bytes, int, int], ir.Value]
 ) -> None:
-    quantizer = _quantizer_of(node)
+    quantizer = quantizer_of(node)
     module = node.metadata_props.get(MODULE_KEY, "")
     attributes = _attributes(quantizer.axis, quantizer.block)
     name = _place(node, f"{module}.input" if module else "input")
@@ -151,7 +151,8 @@ def _clipped(inserter: Inserter, node: ir.Node, x: ir.Value, quantizer: Quantize
     )
 
 
-def _quantizer_of(node: ir.Node) -> Quantizer:
+def quantizer_of(node: ir.Node) -> Quantizer:
+    """What a `gpusq::FakeQuantize` says."""
     scale = node.inputs[1]
     assert scale is not None
     return Quantizer(

@@ -11,9 +11,9 @@
 | sparse-int8 | also what follows a linear layer, bias included: NVIDIA reports sparse INT8 kernels chosen only there |
 | w4 | weights alone, to 4 bits in blocks of 128 or 64 along K |
 
-`exporters.passes.placement_rules` tells what is left alone, as are biases, what the graph answers, and the sums of a
-transformer's residual stream. The sum of a CNN is quantized on the branch that ends in no convolution, so that it stays
-the other convolution's epilogue. What is quantized already stays as it is.
+`exporters.passes.placement_rules` tells what is left alone, as are modules that are marked to stay float, biases, what
+the graph answers, and the sums of a transformer's residual stream. The sum of a CNN is quantized on the branch that
+ends in no convolution, so that it stays the other convolution's epilogue. What is quantized already stays as it is.
 
 A scale is rounded up to a float16 number where the graph will be float16: it then survives typing bit for bit, and an
 INT8 GEMM writes Half and not Float. In the same way to bfloat16.
@@ -35,7 +35,7 @@ from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Change, LeftAlone, Outcome
 from exporters.passes.placement_reads import Read, attention_products, outputs, residuals
-from exporters.passes.placement_rules import activation, block_of, no_block, too_small
+from exporters.passes.placement_rules import activation, block_of, kept_float, no_block, too_small
 from exporters.quantizer import DOMAIN, INT4, INT8, OPERATOR
 from profiles.device import FloatType
 from profiles.errors import GpusqError
@@ -79,10 +79,11 @@ class PlaceQuantizers:
         return Outcome(f"place quantizers ({self.placement})", len(changes), tuple(left), tuple(changes))
 
     def _weights(self, graph: ir.Graph, left: list[LeftAlone]) -> Iterator[Linear]:
+        kept = kept_float(graph)
         for linear in find_linears(graph):
             if linear.weight_dq is not None:
                 continue
-            why = no_block(linear) if self.placement == "w4" else too_small(linear)
+            why = kept.get(linear.module) or (no_block(linear) if self.placement == "w4" else too_small(linear))
             if why:
                 left.append(LeftAlone(linear.module, why))
             else:
@@ -90,8 +91,11 @@ class PlaceQuantizers:
 
     def _reads(self, graph: ir.Graph, linears: Sequence[Linear], left: list[LeftAlone]) -> Iterator[Read]:
         """What is to be quantized, each place once, but for what is quantized already."""
+        kept = kept_float(graph)
         by_place = {
-            (read.node, read.index): read for read in self._activations(graph, linears, left) if not _is_quantized(read)
+            (read.node, read.index): read
+            for read in self._activations(graph, linears, left)
+            if not _is_quantized(read) and read.place.rpartition(".")[0] not in kept
         }
         yield from by_place.values()
 

@@ -14,11 +14,18 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from exporters.linears import Linear, array_shape
+from exporters.module_names import label_of
+from exporters.placement import KEPT_FLOAT
 
 SMALLEST = 16  # of K and N
 BLOCKS = (128, 64)
 _HEAD_SIZES = (16, 32, 64)
 _TOKENS = 512
+
+
+def kept_float(graph: ir.Graph) -> dict[str, str]:
+    """The modules that are marked to stay float, each with the reason."""
+    return {label_of(node): node.metadata_props[KEPT_FLOAT] for node in graph if KEPT_FLOAT in node.metadata_props}
 
 
 def too_small(linear: Linear) -> str:
