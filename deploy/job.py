@@ -19,6 +19,7 @@ from calibration.ranges import measure_amax
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
 from deploy import verify
 from deploy.bundle import hash_checkpoint
+from deploy.cache import Cache
 from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
 from deploy.scales_file import Scales, read_scales
@@ -57,6 +58,7 @@ class Job:
     method: Method = field(default_factory=Method)
     scales_file: Path | None = None
     improve: tuple[Improvement, ...] = ()
+    cache: Cache = field(default_factory=lambda: Cache(None))
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
