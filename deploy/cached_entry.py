@@ -65,18 +65,20 @@ def read_entry(place: Path, key: Key) -> Entry:
         DamagedError: it is not what was stored.
     """
     try:
-        entry = _parsed(place / ENTRY_FILE)
+        entry = parsed(place / ENTRY_FILE)
     except FileNotFoundError:
         raise MissingError(place.name) from None
     if Key(entry.stage, entry.parts).digest != key.digest:
         raise DamagedError(f"{ENTRY_FILE} is of another key")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in entry.files):
+        raise DamagedError(f"{ENTRY_FILE} names a file elsewhere")
     return entry
 
 
 def read_parts(path: Path) -> Parts | None:
     """The parts of the key in the `entry.json` at `path`; None where it is damaged or gone."""
     try:
-        return _parsed(path).parts
+        return parsed(path).parts
     except (OSError, DamagedError):
         return None
 
@@ -114,7 +116,12 @@ def _copied(source: Path, target: Path) -> FileEntry:
     return FileEntry(sha256=digest.hexdigest(), bytes=size)
 
 
-def _parsed(path: Path) -> Entry:
+def parsed(path: Path) -> Entry:
+    """Read the `entry.json` at `path`.
+
+    Raises:
+        DamagedError: it is not what was stored.
+    """
     try:
         entry = Entry.model_validate_json(path.read_bytes())
     except ValidationError:

@@ -11,6 +11,7 @@ import pytest
 
 from deploy.cache import Cache, cache_root
 from deploy.cache_key import Key
+from deploy.cached_entry import parsed
 from deploy.progress import Progress
 from profiles.errors import GpusqError
 from profiles.record import Record
@@ -141,6 +142,18 @@ def test_an_entry_under_another_keys_name_is_damage(tmp_path: Path, into: Path) 
     cache = Cache(tmp_path / "cache")
     fetch(cache, into, key=other)
     assert "another key" in cache.answers[0].why
+
+
+def test_an_entry_that_names_a_file_elsewhere_is_damage(tmp_path: Path, into: Path) -> None:
+    fetch(Cache(tmp_path / "cache"), into)
+    path = entry(tmp_path / "cache") / "entry.json"
+    known = parsed(path)
+    files = {"../evil": known.files["engine"]}
+    path.write_text(known.model_copy(update={"files": files}).sealed().model_dump_json())
+    cache = Cache(tmp_path / "cache")
+    fetch(cache, into)
+    assert "names a file elsewhere" in cache.answers[0].why
+    assert not (tmp_path / "evil").exists()
 
 
 def test_of_two_at_once_one_works_and_one_waits(tmp_path: Path, into: Path) -> None:
