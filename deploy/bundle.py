@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from deploy.manifest import FILE_NAME, FileEntry, is_bundle
+from deploy.manifest import FILE_NAME, SIGNATURE_NAME, FileEntry, is_bundle
 from exporters.parts import parts_of
 from profiles.errors import GpusqError
 
@@ -88,8 +88,9 @@ def staged_copy(bundle: Path) -> Iterator[Path]:
 
 
 def hash_files(bundle: Path) -> dict[str, FileEntry]:
-    """Return size and SHA-256 of every file in `bundle`, by its path within, without the manifest."""
-    files = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    """Return size and SHA-256 of every file in `bundle`, by its path within, without the manifest and its signature."""
+    own = {bundle / FILE_NAME, bundle / SIGNATURE_NAME}
+    files = sorted(path for path in bundle.rglob("*") if path.is_file() and path not in own)
     return {path.relative_to(bundle).as_posix(): hash_file(path) for path in files}
 
 

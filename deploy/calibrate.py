@@ -17,6 +17,7 @@ from calibration.resume import Resume
 from calibration.samples import SampleSource
 from deploy import verify
 from deploy.bundle import hash_checkpoint, staged_files
+from deploy.cache import Cache
 from deploy.job import Job, as_source
 from deploy.progress import Progress
 from deploy.scales_file import Scales, TensorScale
@@ -67,6 +68,7 @@ def calibrate(
     method: Method | None = None,
     options: LoadOptions | None = None,
     against: str | Path | SampleSource | None = None,
+    cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
     """Measure the ranges of the activations that `placement` quantizes and that have no trained scale.
@@ -83,6 +85,7 @@ def calibrate(
         method: how a range is found.
         options: what the checkpoint does not say about itself.
         against: other samples, whose ranges are compared with those of `data`.
+        cache: remembers what searches have found out.
         progress: is told what each stage found.
 
     Raises:
@@ -116,7 +119,7 @@ def calibrate(
             f"{model} has no activation without a scale that {placement} quantizes", hint="it needs no calibration"
         )
     scales = _scales(job, device, found)
-    compared = None if other is None else _compared(scales, other, others, job.method)
+    compared = None if other is None else _compared(scales, other, others, job.method_taken)
     with staged_files(out) as staged:
         staged.write_text(scales.to_json(), encoding="utf-8")
     return Calibrated(file=out, scales=scales, against=compared)
@@ -155,7 +158,7 @@ def _scales(job: Job, device: Device, found: Mapping[str, Histogram]) -> Scales:
         placement=job.placement,
         method=job.method_name,
         samples=job.sample_set,
-        tensors=tuple(_tensor(name, histogram, job.method(histogram)) for name, histogram in found.items()),
+        tensors=tuple(_tensor(name, histogram, job.method_taken(histogram)) for name, histogram in found.items()),
     )
 
 

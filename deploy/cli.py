@@ -24,9 +24,11 @@ from deploy.commands.doctor import doctor
 from deploy.commands.export import export
 from deploy.commands.inspect import inspect
 from deploy.commands.lint import lint
+from deploy.commands.pack import pack, unpack
 from deploy.commands.plan import plan
 from deploy.commands.profiles import profiles
 from deploy.commands.surgery import surgery
+from deploy.commands.verify_bundle import sign, verify_bundle
 from profiles.errors import GpusqError
 
 
@@ -76,7 +78,7 @@ def main(verbose: bool) -> None:
 
 for command in (
     export, convert, surgery, calibrate, demo, build, bench, history, compare, claims, profiles, doctor, inspect, plan,
-    lint,
+    lint, pack, unpack, verify_bundle, sign,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 from pydantic import Field
@@ -14,17 +16,20 @@ from calibration.methods import Method
 from calibration.samples import SampleSource, random_inputs
 from deploy import bench, environment, verify
 from deploy import build as building
-from deploy.build import MODEL_FILE
+from deploy.build import MODEL_FILE, BuildResult
 from deploy.bundle import staged
+from deploy.cache import Answer, Cache
+from deploy.cache_key import Key
 from deploy.export import failed_ways
 from deploy.finish import seal
 from deploy.gates import missed_gates
 from deploy.job import Job, Precision, as_source
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.lint import check_rules
-from deploy.manifest import Manifest, Measurement
+from deploy.manifest import Manifest, Measurement, Verification
 from deploy.progress import Progress
 from deploy.report.verdicts import cards
+from deploy.stages import Prepared, build_key, own_code, surgery_key, verify_key
 from exporters.checkpoint import LoadOptions
 from exporters.improvement import Improvement
 from exporters.passes.keep_costly_float import search_of
@@ -39,6 +44,8 @@ from profiles.record import Record
 
 SCHEMA = 1
 SAMPLES_FILE = "samples.sha256"
+_NAME = "{bundle}"  # in what the cache keeps, for the name that differs from folder to folder
+Made = TypeVar("Made")
 
 
 class BundleResult(Record):
@@ -53,6 +60,7 @@ class Conversion(Record):
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
     bundles: tuple[BundleResult, ...]
+    stages: tuple[Answer, ...] = Field(default=(), description="What was made, what was taken from the cache, and why.")
 
     def to_text(self) -> str:
         """The bundles for the terminal: the verdicts of each, and the gates that it missed."""
@@ -84,6 +92,7 @@ def convert(
     scales: str | Path | None = None,
     improve: Sequence[Improvement] = (),
     target_drop: float | None = None,
+    cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -107,6 +116,7 @@ def convert(
         improve: what is done so that less is lost by the quantizers that are placed; most need `data`.
         target_drop: points of accuracy that may be lost on `data`; the layers that cost more stay float. None: all that
             the placement quantizes is.
+        cache: takes what was made before of the same parts, and keeps what is made; nothing is kept without one.
         progress: is told what each stage found.
 
     Raises:
@@ -128,6 +138,7 @@ def convert(
         scales_file=None if scales is None else Path(scales),
         improve=tuple(improve),
         target_drop=target_drop,
+        cache=cache or Cache(None),
     )
     job.load(devices.values())
     job.note_sources()
@@ -136,39 +147,32 @@ def convert(
     bundles = tuple(
         BundleResult(path=job.out / name, manifest=manifest) for name, manifest in zip(devices, manifests, strict=True)
     )
-    return Conversion(bundles=bundles)
+    return Conversion(bundles=bundles, stages=tuple(job.cache.answers))
 
 
 def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     bundle.mkdir()
     said = f"{bundle.name}:"
     progress = job.progress
-    model = job.exported.model.clone()
-    target = job.target(device)
-    passes = surgery(model, target, job.measure, job.ranges, job.feed)
-    check_rules(model, device)
-    save_onnx(model, bundle / MODEL_FILE)
-    onnx.checker.check_model(bundle / MODEL_FILE, full_check=True)
-    layers = layers_of(model, device)
-    progress.found("surgery", f"{said} {', '.join(f'{step.name} {step.changed}' for step in passes)}")
-    progress.found("sparsity", f"{said} {summary(layers)}")
-
-    with progress.working(f"building for {device.title}"):
-        built = building.build(bundle, device, name=str(job.out / bundle.name))
+    prepared = _cached(job, surgery_key(job, device), bundle, lambda: _prepare(device, bundle, job), Prepared)
+    progress.found("surgery", f"{said} {', '.join(f'{step.name} {step.changed}' for step in prepared.passes)}")
+    progress.found("sparsity", f"{said} {summary(prepared.layers)}")
+    built = _build(device, bundle, job)
     progress.found("build", f"{said} {building.summary(built)}")
     if built.plan:
         progress.found("plan", f"{said} {building.plan_summary(built.plan)}")
-    with progress.working("verifying") as advance:
-        verified = verify.verify(
-            bundle / MODEL_FILE, job.reference, job.samples, batch=job.fixed_batch or verify.BATCH, progress=advance
-        )
+    verified = _cached(job, verify_key(job, bundle / MODEL_FILE), bundle, lambda: _verify(bundle, job), Verification)
     progress.found("verify", f"{said} {verify.summary(verified)}")
     measured = _measure(device, bundle, job)
     if measured:
         progress.found("bench", f"{said} {bench.summary(measured)}")
 
     missed = missed_gates(
-        layers, built.plan, verified, given_samples=job.data is not None, float_type=target.float_type
+        prepared.layers,
+        built.plan,
+        verified,
+        given_samples=job.data is not None,
+        float_type=job.float_type(device),
     )
     for sentence in missed:
         progress.found("gate missed", f"{said} {sentence}")
@@ -179,20 +183,20 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         profile=device.name,
         device=device.title,
         device_profile=device,
-        student=job.source.model_copy(update={"way": job.exported.way, "failed": failed_ways(job.exported)}),
+        student=job.source.model_copy(update={"way": prepared.way, "failed": prepared.failed}),
         baseline=job.teacher_source if measured else None,
         samples=job.sample_set,
         precision_asked=job.precision,
         precision=job.precision_name(device),
-        float_type=target.float_type,
-        opset=model.opset_imports[""],
+        float_type=job.float_type(device),
+        opset=prepared.opset,
         host=environment.host(),
         versions=environment.versions(),
-        layers=layers,
-        sizes=sizes_of(model),
-        passes=tuple(passes),
-        ranges_by=job.ranges_by,
-        mixed_precision=search_of(passes),
+        layers=prepared.layers,
+        sizes=prepared.sizes,
+        passes=prepared.passes,
+        ranges_by=prepared.ranges_by,
+        mixed_precision=search_of(prepared.passes),
         engines=built.engines,
         missing=built.missing,
         plan=built.plan,
@@ -207,6 +211,49 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         manifest = seal(manifest, bundle)
     progress.found("report", str(job.out / bundle.name / "report.html"))
     return manifest
+
+
+def _cached(job: Job, key: Key, bundle: Path, make: Callable[[], Made], kind: type[Made]) -> Made:
+    """What `make` makes in `bundle`, or made before; what the user's own code decides is always made."""
+    if key.stage != "build" and own_code(job):
+        job.cache.note(key, bundle.name, "the architecture is your own code, whose changes no key would show")
+        return make()
+    return job.cache.fetch(key, bundle, make, kind, bundle=bundle.name)
+
+
+def _prepare(device: Device, bundle: Path, job: Job) -> Prepared:
+    """Write `model.onnx`."""
+    model = job.exported.model.clone()
+    passes = surgery(model, job.target(device), job.measure, job.ranges, job.feed)
+    check_rules(model, device)
+    save_onnx(model, bundle / MODEL_FILE)
+    onnx.checker.check_model(bundle / MODEL_FILE, full_check=True)
+    return Prepared(
+        passes=tuple(passes),
+        layers=layers_of(model, device),
+        sizes=sizes_of(model),
+        opset=model.opset_imports[""],
+        ranges_by=job.ranges_by,
+        way=job.exported.way,
+        failed=failed_ways(job.exported),
+    )
+
+
+def _build(device: Device, bundle: Path, job: Job) -> BuildResult:
+    def make() -> BuildResult:
+        with job.progress.working(f"building for {device.title}"):
+            return building.build(bundle, device, name=_NAME)
+
+    built = _cached(job, build_key(bundle / MODEL_FILE, device), bundle, make, BuildResult)
+    name = str(job.out / bundle.name)
+    missing = (one.model_copy(update={"how": one.how.replace(_NAME, name)}) for one in built.missing)
+    return dataclasses.replace(built, missing=tuple(missing))
+
+
+def _verify(bundle: Path, job: Job) -> Verification:
+    with job.progress.working("verifying") as advance:
+        batch = job.fixed_batch or verify.BATCH
+        return verify.verify(bundle / MODEL_FILE, job.reference, job.samples, batch=batch, progress=advance)
 
 
 def _measure(device: Device, bundle: Path, job: Job) -> Measurement | None:

@@ -14,6 +14,7 @@ from profiles.record import Record
 SCHEMA = 1
 EXPORT = "export checkpoints to ONNX"
 VERIFY = "verify, and build for the CPU"
+BUILD = "build TensorRT engines"
 _TENSORRT_ON_JETSON = "it comes with JetPack: make the environment with --system-site-packages"
 
 
@@ -38,7 +39,15 @@ class Diagnosis(Record):
     @property
     def can_convert(self) -> bool:
         """Whether a checkpoint can be converted and verified here."""
-        return all(ability.here for ability in self.abilities if ability.what in (EXPORT, VERIFY))
+        return self._has(EXPORT) and self._has(VERIFY)
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether this host can do one of the two jobs: convert checkpoints, or build bundles on their device."""
+        return self.can_convert or (self._has(BUILD) and self._has(VERIFY))
+
+    def _has(self, what: str) -> bool:
+        return any(ability.here for ability in self.abilities if ability.what == what)
 
     def to_text(self) -> str:
         """The diagnosis for the terminal."""
@@ -69,7 +78,7 @@ def _abilities() -> tuple[Ability, ...]:
         Ability(VERIFY, has("onnxruntime"), "pip install onnxruntime"),
         Ability("read compiled plans without a GPU", tensorrt_api.has_api("tensorrt-rtx"), "pip install tensorrt-rtx"),
         Ability(
-            "build TensorRT engines",
+            BUILD,
             has_gpu and tensorrt_api.has_api("tensorrt"),
             tensorrt if has_gpu else "run `gpusq build BUNDLE` on the device",
         ),

@@ -15,6 +15,7 @@ from pathlib import Path
 _PACKAGES = ("gpusq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt",
              "tensorrt-rtx", "numpy", "safetensors")  # fmt: skip
 _DEVICE_TREE = Path("/proc/device-tree/model")
+_MOUNTED_MODEL = Path("/etc/jetson-model")  # the same in a container, from which Docker hides the device tree
 _CUDA_VERSION = Path("/usr/local/cuda/version.json")
 _L4T_RELEASE = Path("/etc/nv_tegra_release")
 _MEMORY = Path("/proc/meminfo")
@@ -45,7 +46,7 @@ def gpus() -> tuple[Gpu, ...]:
 
 def jetson() -> str | None:
     """The name of the Jetson module that this host is; None on anything else."""
-    model = _read(_DEVICE_TREE).strip("\0\n ")
+    model = (_read(_DEVICE_TREE) or _read(_MOUNTED_MODEL)).strip("\0\n ")
     return model if "jetson" in model.lower() else None
 
 

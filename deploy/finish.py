@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deploy.build import DEVICE_ENGINE, build_on_device
 from deploy.bundle import hash_file, hash_files, staged_copy
-from deploy.manifest import FILE_NAME, Manifest, read_manifest
+from deploy.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, read_manifest
 from deploy.progress import Progress
 from deploy.report import HTML_NAME, MARKDOWN_NAME, report
 from profiles.errors import GpusqError
@@ -38,7 +38,7 @@ def finish(bundle: Path, progress: Progress | None = None) -> Manifest:
 
 def seal(manifest: Manifest, bundle: Path) -> Manifest:
     """Write report and manifest of the finished files in `bundle`, and return the manifest with every hash."""
-    for name in (HTML_NAME, MARKDOWN_NAME):
+    for name in (HTML_NAME, MARKDOWN_NAME, SIGNATURE_NAME):  # a signature would be of the manifest before
         (bundle / name).unlink(missing_ok=True)
     manifest = manifest.model_copy(update={"files": hash_files(bundle)})
     report(manifest, bundle)

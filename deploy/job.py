@@ -23,7 +23,7 @@ from calibration.search_memory import Memory
 from calibration.weight_scales import WeightMethod
 from deploy import verify
 from deploy.bundle import hash_checkpoint, hash_file
-from deploy.cache import search_folder
+from deploy.cache import Cache
 from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
 from deploy.scales_file import Scales, read_scales
@@ -44,6 +44,7 @@ from profiles.errors import GpusqError
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 _FLOAT_TYPES: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 RANDOM_SAMPLES = 64
+_SEARCHES = "searches"
 
 
 @dataclass
@@ -64,11 +65,12 @@ class Job:
     scales_file: Path | None = None
     improve: tuple[Improvement, ...] = ()
     target_drop: float | None = None
-    method_chosen: bool = field(init=False, default=False)
+    cache: Cache = field(default_factory=lambda: Cache(None))
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
     teacher_source: Source | None = field(init=False, default=None)
+    chosen: Method | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Settle the precision; raises GpusqError where the placement contradicts it."""
@@ -192,23 +194,31 @@ class Job:
         """The samples for what looks at what the model does on them; None without samples."""
         if self.data is None:
             return None
-        memory = Memory(search_folder(), repr((str(self.method), self._scales_sha256, self.samples.sha256)))
         return Feed(
             self.samples.inputs,
             self.fixed_batch or verify.BATCH,
             self.samples.labels,
-            memory,
+            self._memory,
             lambda text: self.progress.found("search", text),
         )
 
     @property
-    def _scales_sha256(self) -> str | None:
-        return None if self.scales_file is None else hash_file(self.scales_file).sha256
+    def _memory(self) -> Memory | None:
+        """Where searches are remembered: beside the finished stages."""
+        if self.cache.root is None:
+            return None
+        scales = None if self.scales_file is None else hash_file(self.scales_file).sha256
+        return Memory(self.cache.root / _SEARCHES, repr((str(self.method), scales, self.samples.sha256)))
+
+    @property
+    def method_taken(self) -> Method:
+        """The method that was asked for, or what that has chosen by what the model loses."""
+        return self.chosen or self.method
 
     @property
     def method_name(self) -> str:
         """The method, and whether it was chosen by what the model loses."""
-        return f"{self.method}, which {LEAST_LOSS} chose" if self.method_chosen else str(self.method)
+        return str(self.method) if self.chosen is None else f"{self.chosen}, which {LEAST_LOSS} chose"
 
     @property
     def ranges_by(self) -> str | None:
@@ -235,18 +245,17 @@ class Job:
                 return measure_amax(model, names, inputs, batch)
             found = collect(model, names, inputs, CollectOptions(batch), progress=advance)
         self.settle_method(model, found)
-        return {name: self.method(histogram) for name, histogram in found.items()}
+        return {name: self.method_taken(histogram) for name, histogram in found.items()}
 
     def settle_method(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> None:
         """Choose the method by what the model loses, where `least-loss` was asked for; once for the whole job."""
-        if self.method.name != LEAST_LOSS or self.feed is None:
+        if self.method.name != LEAST_LOSS or self.chosen is not None or self.feed is None:
             return
         largest = {name: histogram.amax for name, histogram in histograms.items()}
         weights: WeightMethod = "mse" if "mse-weights" in self.improve else "max"
         place = PlaceQuantizers(self.placement, lambda model, names: largest, "float32", weights)
         with self.progress.working("choosing the method"):
-            self.method = choose_method(model, histograms, place, self.feed)
-        self.method_chosen = True
+            self.chosen = choose_method(model, histograms, place, self.feed)
 
     @cached_property
     def scales(self) -> Scales | None:

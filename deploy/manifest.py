@@ -21,6 +21,7 @@ from profiles.record import Record, first_problem
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.json.sig"
 
 
 class FileEntry(Record):

@@ -11,6 +11,7 @@ from calibration.costly_layers import Found
 from calibration.methods import Method
 from calibration.samples import SampleSource
 from deploy.bundle import staged_files
+from deploy.cache import Cache
 from deploy.job import Job, Precision, as_source
 from deploy.lint import check_rules
 from deploy.manifest import SampleSet
@@ -73,6 +74,7 @@ def operate(
     scales: str | Path | None = None,
     improve: Sequence[Improvement] = (),
     target_drop: float | None = None,
+    cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Surgery:
     """Write the graph of `model` that the compiler of `profile` fuses best to `out`.
@@ -91,6 +93,7 @@ def operate(
         scales: as of `convert`.
         improve: as of `convert`.
         target_drop: as of `convert`.
+        cache: remembers what searches have found out.
         progress: is told what each stage found.
 
     Raises:
@@ -115,6 +118,7 @@ def operate(
         scales_file=None if scales is None else Path(scales),
         improve=tuple(improve),
         target_drop=target_drop,
+        cache=cache or Cache(None),
     )
     job.load([device])
     graph = job.exported.model

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 from deploy.onnxruntime_api import open_session
 from exporters.student_file import StudentFile
+
+os.environ["GPUSQ_CACHE"] = "off"  # a test must not pass because an earlier run did
 
 
 def _declare_detection_operators() -> object:
@@ -28,14 +31,6 @@ def _declare_detection_operators() -> object:
 
 
 _operators = _declare_detection_operators()  # they are gone when the library is
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Searches are remembered for one run of the tests and no longer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy.commands.options import PATH, data_options, json_option, range_options, student_options
+from deploy.commands.options import PATH, cache_options, data_options, json_option, range_options, student_options
 from deploy.commands.printing import progress, tell
 from exporters.placement import PLACEMENTS, measures
+
+if TYPE_CHECKING:
+    from deploy.cache import Cache
 
 
 @click.command()
@@ -27,6 +30,7 @@ from exporters.placement import PLACEMENTS, measures
 @data_options
 @range_options
 @click.option("--against", metavar="SOURCE", help="Other samples, to compare the ranges with.")
+@cache_options
 @click.option("-o", "--out", type=PATH, required=True, help="The file of the scales, in JSON.")
 @json_option
 def calibrate(
@@ -37,6 +41,7 @@ def calibrate(
     data: Any,
     method: Any,
     against: str | None,
+    cache: Cache,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -57,6 +62,7 @@ def calibrate(
         method=method,
         options=options,
         against=None if against is None else dataclasses.replace(data, source=against),
+        cache=cache,
         progress=progress(),
     )
     tell(done, as_json, done.to_text)

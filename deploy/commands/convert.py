@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy.commands.options import PATH, PRECISIONS, data_options, graph_options, json_option, student_options
-from deploy.commands.printing import GATE_MISSED, progress, tell
+from deploy.commands.options import (
+    PATH,
+    PRECISIONS,
+    cache_options,
+    data_options,
+    explain_option,
+    graph_options,
+    json_option,
+    student_options,
+)
+from deploy.commands.printing import GATE_MISSED, progress, tell, tell_answers
 
 if TYPE_CHECKING:
+    from deploy.cache import Cache
     from deploy.conversion import Conversion
 
 
@@ -30,6 +40,8 @@ if TYPE_CHECKING:
 @data_options
 @graph_options
 @click.option("--baseline", type=PATH, help="Dense checkpoint to measure against, in FP32.")
+@cache_options
+@explain_option
 @json_option
 def convert(
     checkpoint: Path,
@@ -40,25 +52,28 @@ def convert(
     data: Any,
     graph: dict[str, Any],
     baseline: Path | None,
+    cache: Cache,
+    explain: bool,
     as_json: bool,
 ) -> None:
     """Convert CHECKPOINT into one verified bundle for each profile."""
     from deploy.conversion import convert as run
 
-    _tell_bundles(
-        run(
-            checkpoint,
-            profiles=profiles,
-            out=out,
-            options=options,
-            precision=precision,
-            data=data,
-            baseline=baseline,
-            progress=progress(),
-            **graph,
-        ),
-        as_json,
+    done = run(
+        checkpoint,
+        profiles=profiles,
+        out=out,
+        options=options,
+        precision=precision,
+        data=data,
+        baseline=baseline,
+        cache=cache,
+        progress=progress(),
+        **graph,
     )
+    if explain:
+        tell_answers(cache)
+    _tell_bundles(done, as_json)
 
 
 @click.command()

@@ -9,6 +9,7 @@ import click
 
 from calibration.method_names import METHODS, PERCENTILE
 from deploy.commands.gathered import gathered
+from deploy.commands.printing import progress
 from exporters.improvement import IMPROVEMENTS
 from exporters.placement import PLACEMENTS
 
@@ -191,4 +192,28 @@ graph_options = gathered(
         metavar="POINTS",
         help="Leave the layers float that cost more accuracy than this on the samples; see the documentation.",
     ),
+)
+
+
+def _cache(cache: Path | None, no_cache: bool) -> Any:
+    from deploy.cache import Cache, cache_root
+
+    if cache is not None and no_cache:
+        raise click.UsageError("--cache and --no-cache contradict each other.")
+    return Cache(None if no_cache else cache_root(cache), progress())
+
+
+#: Where finished stages are kept, as `cache`.
+cache_options = gathered(
+    "cache",
+    _cache,
+    click.option(
+        "--cache",
+        type=PATH,
+        help="Folder that keeps finished stages.  [default: $GPUSQ_CACHE, or gpusq's in the user's cache folder]",
+    ),
+    click.option("--no-cache", is_flag=True, help="Make everything anew, and keep nothing for another time."),
+)
+explain_option = click.option(
+    "--explain", is_flag=True, help="Say of each stage whether the cache had it, and if not, why not."
 )

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy.commands.options import PATH, PRECISIONS, data_options, graph_options, json_option, student_options
+from deploy.commands.options import (
+    PATH,
+    PRECISIONS,
+    cache_options,
+    data_options,
+    graph_options,
+    json_option,
+    student_options,
+)
 from deploy.commands.printing import progress, tell
+
+if TYPE_CHECKING:
+    from deploy.cache import Cache
 
 
 @click.command()
@@ -18,6 +29,7 @@ from deploy.commands.printing import progress, tell
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True, help="As of convert.")
 @data_options
 @graph_options
+@cache_options
 @click.option("-o", "--out", type=PATH, required=True, help="The ONNX file to write.")
 @json_option
 def surgery(
@@ -27,6 +39,7 @@ def surgery(
     precision: Any,
     data: Any,
     graph: dict[str, Any],
+    cache: Cache,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -37,6 +50,14 @@ def surgery(
     from deploy.surgery import operate
 
     done = operate(
-        path, out, profile=profile, options=options, precision=precision, data=data, progress=progress(), **graph
+        path,
+        out,
+        profile=profile,
+        options=options,
+        precision=precision,
+        data=data,
+        cache=cache,
+        progress=progress(),
+        **graph,
     )
     tell(done, as_json, done.to_text)

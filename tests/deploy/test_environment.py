@@ -60,6 +60,13 @@ def test_knows_a_jetson_by_its_device_tree(
     assert doctor.diagnose().host["jetson linux"] == "36.4.3"
 
 
+def test_knows_a_jetson_in_a_container_by_what_was_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").write_text("NVIDIA Jetson AGX Orin Developer Kit\0")
+    monkeypatch.setattr(environment, "_DEVICE_TREE", tmp_path / "hidden")
+    monkeypatch.setattr(environment, "_MOUNTED_MODEL", tmp_path / "model")
+    assert environment.jetson() == "NVIDIA Jetson AGX Orin Developer Kit"
+
+
 def test_other_boards_are_no_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").write_text("Raspberry Pi 5\0")
     monkeypatch.setattr(environment, "_DEVICE_TREE", tmp_path / "model")

@@ -130,11 +130,16 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals, c
 
 
 def test_killed_at_any_stage_and_run_again_it_finishes(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    """tests/deploy/measure_kills.py does it at random moments, and compares the bundles."""
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    kept = ["--cache", str(cache), "--explain"]
     for appears in (".", "a100", "a100/model.onnx", "a100/engine.sm80.rtx"):
-        kill_when(appears, command(student_path(), out), out)
-    assert run(student_path(), out).returncode == 0
+        kill_when(appears, command(student_path(), out, *kept), out)
+    done = run(student_path(), out, *kept)
+    assert done.returncode == 0
     assert_whole(out / "a100")
+    assert done.stderr.startswith("a100: surgery: hit ")
+    assert not list(cache.glob("*.making"))
 
 
 def test_of_two_into_one_folder_one_refuses_and_neither_corrupts(tmp_path: Path) -> None:
