@@ -1,12 +1,13 @@
 """What calibration costs: time beside plain inference over the same samples, and peak memory.
 
-    python tests/calibration/measure_cost.py MODEL [--samples 32 512] [--entropy 32 64] [--placement w8a8-linear]
+    python tests/calibration/measure_cost.py MODEL [--samples 32 512] [--entropy 32 64] [--plain-every 1]
 
 MODEL is an ONNX file. Every line is a process of its own; its memory is VmHWM, the largest resident set that Linux
 saw of it. Samples are noise that is made when it is asked for, so none of them lie in memory. Plain inference runs
-in another process, on the same session options and as many threads (both print them), the same batch right after ours:
-whatever else the machine does slows both alike. What is timed of ours is `collect` from its call to its return, the
-making of its sessions and the first run for the sizes of the tensors with it, less the waiting for plain inference.
+in another process, with the same session options and as many threads, on the batch that ours has just done: whatever
+else the machine does slows both alike. With `--plain-every 8` it does so for every eighth batch, and its time is scaled
+up. What is timed of ours is `collect` from its call to its return, the making of its sessions and the first run for the
+sizes of the tensors with it, less the waiting for plain inference. CPU seconds are those of all threads of a process.
 
 `--entropy` is onnxruntime's entropy calibrator for the same tensors; it keeps the tensors of all samples until its end.
 """
@@ -44,23 +45,49 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
+class Spent:
+    """Time of the clock and of the processors, in seconds."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def now(cls) -> Spent:
+        """Up to now."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.wall_s - other.wall_s, self.cpu_s - other.cpu_s)
+
+    def __mul__(self, factor: float) -> Spent:
+        return Spent(self.wall_s * factor, self.cpu_s * factor)
+
+    def __str__(self) -> str:
+        return f"{self.wall_s:.1f} s ({self.cpu_s:.1f} s)"
+
+
+_NOTHING = Spent(0.0, 0.0)
+
+
+@dataclass(frozen=True)
 class Cost:
-    """What one process took: seconds, those of plain inference in the other process, and mebibytes."""
+    """What one process took: its time, that of plain inference in the other process, and mebibytes."""
 
     what: str
     samples: int
     tensors: int
-    seconds: float
-    plain_seconds: float | None
+    own: Spent
+    plain: Spent | None
     peak_mib: float
 
     def __str__(self) -> str:
-        beside = "" if self.plain_seconds is None else f"{self.seconds / self.plain_seconds:.3f} × "
-        plain = "" if self.plain_seconds is None else f"{self.plain_seconds:.1f} s"
-        return (
-            f"| {self.what} | {self.samples} | {self.tensors} | {self.seconds:.1f} s | {beside}{plain} "
-            f"| {self.peak_mib:.0f} MiB |"
-        )
+        plain = self.plain
+        beside = "" if plain is None else f"{self.own.wall_s / plain.wall_s:.3f}, {self.own.cpu_s / plain.cpu_s:.3f}"
+        cells = (self.what, self.samples, self.tensors, self.own, plain or "", beside, f"{self.peak_mib:.0f} MiB")
+        return f"| {' | '.join(map(str, cells))} |"
 
 
 @dataclass(frozen=True)
@@ -92,17 +119,17 @@ def prepared(model: Path, placement: Placement, folder: Path) -> Work:
     return found[0]
 
 
-def ours(work: Work, count: int, batch: int) -> Cost:
-    """`collect`, with plain inference of the same batches in between."""
-    samples, plain = work.samples(count), _Plain(work, count)
-    start = time.perf_counter()
+def ours(work: Work, count: int, batch: int, every: int) -> Cost:
+    """`collect`, with plain inference of every `every`-th batch in between."""
+    samples, plain = work.samples(count), _Plain(work, count, every)
+    start = Spent.now()
     found = collect(work.path, work.tensors, samples, CollectOptions(batch), progress=plain)
-    seconds = time.perf_counter() - start - plain.waited
+    own = Spent.now() - start - plain.waited
     for histogram in found.values():
         for name in ("max", "percentile", "entropy", "mse"):
             Method(name)(histogram)
     plain.close()
-    return Cost("ours", count, len(work.tensors), seconds, plain.seconds, _peak_mib())
+    return Cost("ours", count, len(work.tensors), own, plain.of_all, _peak_mib())
 
 
 def entropy(work: Work, count: int, batch: int) -> Cost:
@@ -120,33 +147,39 @@ def entropy(work: Work, count: int, batch: int) -> Cost:
         infos = {name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in work.tensors}
         calibrator.select_tensors_to_calibrate = lambda model: (set(work.tensors), infos)
         calibrator.augment_graph()
-        start = time.perf_counter()
+        start = Spent.now()
         calibrator.create_inference_session()
         calibrator.collect_data(_Reader(calibrator.infer_session.get_inputs(), work.samples(count), batch))
         calibrator.compute_data()
-        seconds = time.perf_counter() - start
-    return Cost("onnxruntime's entropy", count, len(work.tensors), seconds, None, _peak_mib())
+        own = Spent.now() - start
+    return Cost("onnxruntime's entropy", count, len(work.tensors), own, None, _peak_mib())
 
 
 class _Plain:
     """Runs in another process what ours has run since the last time, when it is told how far that is."""
 
-    def __init__(self, work: Work, count: int) -> None:
+    def __init__(self, work: Work, count: int, every: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._there, there = context.Pipe()
         self._process = context.Process(target=_plain, args=(work, count, there), daemon=True)
         self._process.start()
-        self._count, self._done = count, 0
-        self.seconds = self.waited = 0.0
+        self._count, self._every, self._done, self._calls, self._asked = count, every, 0, 0, 0
+        self._spent = self.waited = _NOTHING
         self._there.recv()  # the session is made
 
     def __call__(self, share: float) -> None:
-        start = time.perf_counter()
-        until = round(share * self._count)
-        self._there.send((self._done, until))
-        self.seconds += self._there.recv()
-        self._done = until
-        self.waited += time.perf_counter() - start
+        start, until = Spent.now(), round(share * self._count)
+        if self._calls % self._every == 0:
+            self._there.send((self._done, until))
+            self._spent += self._there.recv()
+            self._asked += until - self._done
+        self._calls, self._done = self._calls + 1, until
+        self.waited += Spent.now() - start
+
+    @property
+    def of_all(self) -> Spent:
+        """What all samples take, by those that were run."""
+        return self._spent * (self._count / self._asked)
 
     def close(self) -> None:
         """End the other process."""
@@ -156,15 +189,12 @@ class _Plain:
 
 def _plain(work: Work, count: int, pipe: Any) -> None:
     session, samples = open_session(work.path), work.samples(count)
-    inputs = session.get_inputs()
-    session.run(None, next(feeds(inputs, samples, 1)))
+    session.run(None, next(feeds(session.get_inputs(), samples, 1)))
     pipe.send("ready")
     while (asked := pipe.recv()) is not None:
-        rows = np.arange(*asked)
-        start = time.perf_counter()
-        if len(rows):
-            session.run(None, {name: array[rows] for name, array in samples.items()})
-        pipe.send(time.perf_counter() - start)
+        rows, start = np.arange(*asked), Spent.now()
+        session.run(None, {name: array[rows] for name, array in samples.items()})
+        pipe.send(Spent.now() - start)
 
 
 class _Reader:
@@ -198,10 +228,12 @@ def main() -> None:
     parser.add_argument("--placement", choices=PLACEMENTS, default="w8a8-linear")
     parser.add_argument("--samples", type=int, nargs="*", default=[32, 512])
     parser.add_argument("--entropy", type=int, nargs="*", default=[32, 64])
+    parser.add_argument("--plain-every", type=int, default=1)
     parser.add_argument("--batch", type=int, default=CollectOptions.batch)
     asked = parser.parse_args()
     print(f"{asked.model.name}, {asked.placement}, {len(os.sched_getaffinity(0))} threads for either inference")
-    print("| | samples | tensors | seconds | plain inference | peak memory |\n|---|---|---|---|---|---|", flush=True)
+    print("| | samples | tensors | time (CPU) | plain inference | of it | peak memory |", flush=True)
+    print(f"|{'---|' * 7}", flush=True)
     spawn = multiprocessing.get_context("spawn")
 
     def alone(function: Any, *args: Any) -> Any:
@@ -211,7 +243,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = alone(prepared, asked.model, asked.placement, Path(folder))
         for count in asked.samples:
-            print(alone(ours, work, count, asked.batch), flush=True)
+            print(alone(ours, work, count, asked.batch, asked.plain_every), flush=True)
         for count in asked.entropy:
             print(alone(entropy, work, count, asked.batch), flush=True)
 
