@@ -72,7 +72,7 @@ def collect(
         model: a graph, which is not changed, or the path of an ONNX file.
         tensors: names of float tensors of the main graph: inputs, constants or outputs of nodes.
         samples: arrays [N, …] by input name, as the model takes them; they are read batch by batch.
-        options: how much at a time, and where an interrupted run is kept.
+        options: how much at a time, and where an interrupted run is kept; who gave that place clears it in the end.
         progress: is told the share that is done.
 
     Raises:
@@ -139,13 +139,11 @@ def _collected(
             for name, array in zip(run.tensors, outputs, strict=True):
                 found[name].add(array)
                 if not found[name].finite:
-                    raise not_finite(source, feed)
+                    raise not_finite(source, feed, name)
             done += 1
             progress(done / (of_each * len(runs)))
             if resume:
                 resume.save(key, found, done)
-    if resume:
-        resume.remove()
     return found
 
 

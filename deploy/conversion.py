@@ -15,7 +15,7 @@ from calibration.samples import SampleSource, random_inputs
 from deploy import bench, environment, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE
-from deploy.bundle import staged
+from deploy.bundle import PARTIAL, staged
 from deploy.export import failed_ways
 from deploy.finish import seal
 from deploy.gates import missed_gates
@@ -109,10 +109,11 @@ def convert(
         method=method or Method(),
         scales_file=None if scales is None else Path(scales),
         improve=tuple(improve),
+        partial=Path(out) / PARTIAL,
     )
     job.load(devices.values())
     job.note_sources()
-    with staged(job.out, list(devices)) as staging:
+    with staged(job.out, list(devices)) as staging, job.resumable():
         manifests = [_convert_for(device, staging / name, job) for name, device in devices.items()]
     bundles = tuple(
         BundleResult(path=job.out / name, manifest=manifest) for name, manifest in zip(devices, manifests, strict=True)
