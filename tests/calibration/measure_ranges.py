@@ -126,8 +126,9 @@ def judged(
             surgery(model, Target(load_device("cpu"), "float32", placement), measure)
             ir.save(model, path)
             features = subject.features(answers(path, subject.inputs), subject.inputs)
-            _logger.info("%s, %s: %.1f s", subject.name, name, time.perf_counter() - start)
-            yield name, measure_accuracy.judge(subject, features, reference)
+            found = measure_accuracy.judge(subject, features, reference)
+            _logger.info("%s, %s: %.1f s, %s", subject.name, name, time.perf_counter() - start, found)
+            yield name, found
 
 
 def _without_photos(name: str, folder: Path) -> str:
