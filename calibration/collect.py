@@ -9,13 +9,16 @@ run goes on there; counts do not depend on where they were cut, so both end with
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from calibration.histogram import Histogram
@@ -69,7 +72,7 @@ def collect(
         model: a graph, which is not changed, or the path of an ONNX file.
         tensors: names of float tensors of the main graph: inputs, constants or outputs of nodes.
         samples: arrays [N, …] by input name, as the model takes them; they are read batch by batch.
-        options: how much at a time, and where an interrupted run is kept.
+        options: how much at a time, and where an interrupted run is kept; who gave that place clears it in the end.
         progress: is told the share that is done.
 
     Raises:
@@ -136,20 +139,18 @@ def _collected(
             for name, array in zip(run.tensors, outputs, strict=True):
                 found[name].add(array)
                 if not found[name].finite:
-                    raise not_finite(source, feed)
+                    raise not_finite(source, feed, name)
             done += 1
             progress(done / (of_each * len(runs)))
             if resume:
                 resume.save(key, found, done)
-    if resume:
-        resume.remove()
     return found
 
 
 def _answers(
     stored: Path, run: _Run, samples: Mapping[str, Rows], first: int
 ) -> Iterator[tuple[dict[str, Array], Iterator[Array]]]:
-    """Each batch from `first` on with the tensors of the run, which are copied one by one."""
+    """Each batch from `first` on with the tensors of the run, which are gone when the next one is asked for."""
     import onnxruntime
 
     model = ir.load(stored)
@@ -170,7 +171,14 @@ def _answers(
         values = session.run_with_ort_values(
             names, {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
         )
-        yield feed, (value.numpy() for value in values)
+        yield feed, map(_where_it_lies, values)
+        del values  # else they stay while those of the next batch are made
+
+
+def _where_it_lies(value: Any) -> Array:
+    """The elements of a float32 OrtValue, [size], not copied: they are there as long as it is."""
+    size = math.prod(value.shape())
+    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(value.data_ptr()))
 
 
 def _session(model: ir.Model, stored: Path) -> Any:

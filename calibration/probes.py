@@ -17,9 +17,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calibration.inference import as_float32, choose, over_batches, rows_of
+from calibration.ranges import not_finite
 from calibration.rows import Rows
 from calibration.search_memory import Memory
-from profiles.errors import GpusqError
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float32]
@@ -124,7 +124,8 @@ def measure_channels(model: ir.Model, tensors: Mapping[str, int], feed: Feed) ->
         total += rows
         for index, name in enumerate(names):
             amax, square = arrays[2 * index : 2 * index + 2]
-            _check_finite(name, square)
+            if not np.isfinite(square).all():
+                raise not_finite(model, inputs, name)
             largest[name] = np.maximum(largest[name], amax) if name in largest else amax
             squares[name] = squares.get(name, 0) + rows * square.astype(np.float64)
     return {name: Channels(largest[name], (squares[name] / total).astype(np.float32)) for name in tensors}
@@ -143,11 +144,3 @@ def _reductions(graph: ir.Graph, tensors: Mapping[str, int]) -> list[ir.Value]:
         square = probe.add("ReduceMean", [probe.add("Mul", [x, x]), axes], keepdims=0)
         outputs += [probe.output(amax, 1), probe.output(square, 1)]
     return outputs
-
-
-def _check_finite(name: str, found: Array) -> None:
-    if not np.isfinite(found).all():
-        raise GpusqError(
-            f"the tensor {name!r} became NaN or infinite on the samples",
-            hint="check the samples' preprocessing and the model in float32",
-        )

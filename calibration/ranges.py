@@ -20,6 +20,7 @@ from calibration.inference import Array, as_float32, choose, float_values, over_
 from calibration.rows import Rows
 from profiles.errors import GpusqError
 
+_MODULE_KEY = "gpusq.module"  # as exporters.module_names has it, which cannot be imported from here
 _PREFIX = "gpusq.amax"
 
 
@@ -50,15 +51,20 @@ def measure_amax(
     largest: dict[str, float] = dict.fromkeys(tensors, 0.0)
     for feed, found in _amaxes(source, tensors, samples, batch):
         if check_finite and not all(np.isfinite(value) for value in found.values()):
-            raise not_finite(source, feed)
+            raise not_finite(source, feed, next(name for name, value in found.items() if not np.isfinite(value)))
         largest = {name: float(np.maximum(value, found[name])) for name, value in largest.items()}
     return largest
 
 
-def not_finite(model: ir.Model, feed: Mapping[str, Array]) -> GpusqError:
-    """The error that names where a graph first makes NaN or infinity of what is finite, given a batch on which it does.
+def not_finite(model: ir.Model, feed: Mapping[str, Array], tensor: str) -> GpusqError:
+    """The error that names where a graph first makes NaN or infinity of what is finite.
 
     A mask of −∞ among the constants is no such place, nor is what reads it.
+
+    Args:
+        model: the graph.
+        feed: a batch on which it does.
+        tensor: where that was seen; it is named where all tensors are finite but what was computed of it.
     """
     names = list(dict.fromkeys(str(value.name) for value in float_values(model.graph)))
     ((_, amax),) = _amaxes(model, names, feed, max(len(array) for array in feed.values()))
@@ -69,11 +75,17 @@ def not_finite(model: ir.Model, feed: Mapping[str, Array]) -> GpusqError:
         for value in node.outputs
         if value.name in broken and not any(read is not None and read.name in broken for read in node.inputs)
     ]
-    name, where = (made[0][0], f" in {made[0][1].op_type} {made[0][1].name!r}") if made else (broken[0], "")
+    name, where = (made[0][0], f" in {_told(made[0][1])}") if made else ((broken or [tensor])[0], "")
     return GpusqError(
         f"the tensor {name!r} became NaN or infinite{where}",
         hint="check the samples' preprocessing and the model in float32",
     )
+
+
+def _told(node: ir.Node) -> str:
+    """What the node does, its name, and the module that it is of where that is known."""
+    module = node.metadata_props.get(_MODULE_KEY)
+    return f"{node.op_type} {node.name!r}" + (f" of {module!r}" if module else "")
 
 
 def _amaxes(

@@ -25,6 +25,7 @@ from deploy.manifest import FILE_NAME, SIGNATURE_NAME, FileEntry, is_bundle
 from exporters.parts import parts_of
 from profiles.errors import GpusqError
 
+PARTIAL = ".gpusq-partial"  # what a conversion that was cut off leaves for the next one
 _STAGING = ".gpusq-staging"
 _REPLACED = ".gpusq-replaced-"
 _MENDABLE = {
@@ -167,7 +168,7 @@ def _busy(out: Path) -> GpusqError:
 
 def _refuse_foreign(out: Path) -> None:
     for path in sorted(out.iterdir()):
-        ours = path.name == _STAGING or path.name.startswith(_REPLACED) or is_bundle(path)
+        ours = path.name == _STAGING or path.name.startswith((_REPLACED, PARTIAL)) or is_bundle(path)
         if not ours:
             raise GpusqError(f"{out} holds something else: {path.name}", hint="give --out a new or an empty folder")
 

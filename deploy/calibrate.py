@@ -9,16 +9,13 @@ from typing import Any
 import onnx_ir as ir
 from pydantic import Field, field_serializer
 
-from calibration.collect import CollectOptions, collect
 from calibration.compare_ranges import RangeComparison, compare_ranges
 from calibration.histogram import Histogram
 from calibration.methods import Method
-from calibration.resume import Resume
 from calibration.samples import SampleSource
-from deploy import verify
 from deploy.bundle import hash_checkpoint, staged_files
 from deploy.cache import Cache
-from deploy.job import Job, as_source
+from deploy.job import Job, as_source, partial_of
 from deploy.progress import Progress
 from deploy.scales_file import Scales, TensorScale
 from exporters.checkpoint import LoadOptions
@@ -31,7 +28,6 @@ from profiles.record import Record
 SCHEMA = 1
 PLACEMENT: Placement = "w8a8-linear"
 _LEVELS = 127
-_PARTIAL = ".partial"
 
 
 class Calibrated(Record):
@@ -107,46 +103,40 @@ def calibrate(
             out=out.parent,
             progress=progress,
             method=method,
+            partial=None if source is against else partial_of(out),
         )
         job.load([device])
         return job
 
     job = load(data)
     other = None if against is None else load(against)
-    found, others = _histograms(job, other, device, out.with_name(f"{out.name}{_PARTIAL}"))
-    if not found:
-        raise GpusqError(
-            f"{model} has no activation without a scale that {placement} quantizes", hint="it needs no calibration"
-        )
-    scales = _scales(job, device, found)
-    compared = None if other is None else _compared(scales, other, others, job.method_taken)
-    with staged_files(out) as staged:
-        staged.write_text(scales.to_json(), encoding="utf-8")
+    with job.resumable():
+        found, others = _histograms(job, other, device)
+        if not found:
+            raise GpusqError(
+                f"{model} has no activation without a scale that {placement} quantizes", hint="it needs no calibration"
+            )
+        scales = _scales(job, device, found)
+        compared = None if other is None else _compared(scales, other, others, job.method_taken)
+        with staged_files(out) as staged:
+            staged.write_text(scales.to_json(), encoding="utf-8")
     return Calibrated(file=out, scales=scales, against=compared)
 
 
-def _histograms(
-    job: Job, other: Job | None, device: Device, partial: Path
-) -> tuple[dict[str, Histogram], dict[str, Histogram]]:
+def _histograms(job: Job, other: Job | None, device: Device) -> tuple[dict[str, Histogram], dict[str, Histogram]]:
     """What the surgery for `device` would measure, in the graph's order; and the same on the samples of `other`."""
     found: dict[str, Histogram] = {}
     others: dict[str, Histogram] = {}
 
     def measure(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
-        found.update(_counted(job, model, names, Resume(partial, job.samples.sha256)))
+        found.update(job.histograms(model, names))
         job.settle_method(model, found)
         if other is not None:
-            others.update(_counted(other, model, names, None))
+            others.update(other.histograms(model, names))
         return {name: histogram.amax for name, histogram in found.items()}
 
     surgery(job.exported.model, job.target(device), measure)
     return found, others
-
-
-def _counted(job: Job, model: ir.Model, names: Sequence[str], resume: Resume | None) -> dict[str, Histogram]:
-    options = CollectOptions(batch=job.fixed_batch or verify.BATCH, resume=resume)
-    with job.progress.working("measuring ranges") as advance:
-        return collect(model, names, job.samples.inputs, options, progress=advance)
 
 
 def _scales(job: Job, device: Device, found: Mapping[str, Histogram]) -> Scales:

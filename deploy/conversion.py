@@ -17,7 +17,7 @@ from calibration.samples import SampleSource, random_inputs
 from deploy import bench, environment, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE, BuildResult
-from deploy.bundle import staged
+from deploy.bundle import PARTIAL, staged
 from deploy.cache import Answer, Cache
 from deploy.cache_key import Key
 from deploy.export import failed_ways
@@ -139,10 +139,11 @@ def convert(
         improve=tuple(improve),
         target_drop=target_drop,
         cache=cache or Cache(None),
+        partial=Path(out) / PARTIAL,
     )
     job.load(devices.values())
     job.note_sources()
-    with staged(job.out, list(devices)) as staging:
+    with staged(job.out, list(devices)) as staging, job.resumable():
         manifests = [_convert_for(device, staging / name, job) for name, device in devices.items()]
     bundles = tuple(
         BundleResult(path=job.out / name, manifest=manifest) for name, manifest in zip(devices, manifests, strict=True)

@@ -15,6 +15,7 @@ SCHEMA = 1
 EXPORT = "export checkpoints to ONNX"
 VERIFY = "verify, and build for the CPU"
 BUILD = "build TensorRT engines"
+_DATA = "pip install 'gpusq[data]'"
 _TENSORRT_ON_JETSON = "it comes with JetPack: make the environment with --system-site-packages"
 
 
@@ -76,6 +77,8 @@ def _abilities() -> tuple[Ability, ...]:
     return (
         Ability(EXPORT, has("torch") and has("onnxscript"), "pip install torch onnxscript"),
         Ability(VERIFY, has("onnxruntime"), "pip install onnxruntime"),
+        Ability("calibrate on images", has("PIL"), _DATA),
+        Ability("calibrate on texts", has("tokenizers"), _DATA),
         Ability("read compiled plans without a GPU", tensorrt_api.has_api("tensorrt-rtx"), "pip install tensorrt-rtx"),
         Ability(
             BUILD,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from calibration.method_names import LEAST_LOSS
 from calibration.methods import Method
 from calibration.probes import Feed
 from calibration.ranges import measure_amax
+from calibration.resume import Resume
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
 from calibration.search_memory import Memory
 from calibration.weight_scales import WeightMethod
@@ -45,11 +47,15 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 _FLOAT_TYPES: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 RANDOM_SAMPLES = 64
 _SEARCHES = "searches"
+_CHANGE_ACTIVATIONS: frozenset[Improvement] = frozenset({"smooth-quant", "equalize"})
 
 
 @dataclass
 class Job:
-    """What all bundles of one conversion share; each part is made when it is first asked for."""
+    """What all bundles of one conversion share; each part is made when it is first asked for.
+
+    `partial` is the file that keeps what was counted when the work is cut off; see `resumable`.
+    """
 
     checkpoint: Path
     options: LoadOptions
@@ -66,6 +72,8 @@ class Job:
     improve: tuple[Improvement, ...] = ()
     target_drop: float | None = None
     cache: Cache = field(default_factory=lambda: Cache(None))
+    partial: Path | None = None
+    _resumes: list[Resume] = field(init=False, default_factory=list)
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -239,13 +247,15 @@ class Job:
             self._check_measurable()
         if self.scales is not None:
             return self.scales.amax(names)
-        batch, inputs = self.fixed_batch or verify.BATCH, self.samples.inputs
-        with self.progress.working("measuring ranges") as advance:
-            if self.method.name == "max":
-                return measure_amax(model, names, inputs, batch)
-            found = collect(model, names, inputs, CollectOptions(batch), progress=advance)
+        found = self.histograms(model, names)
         self.settle_method(model, found)
         return {name: self.method_taken(histogram) for name, histogram in found.items()}
+
+    def histograms(self, model: ir.Model, names: Sequence[str]) -> dict[str, Histogram]:
+        """What the samples make of tensors; what was counted before the work was cut off is not counted again."""
+        options = CollectOptions(self.fixed_batch or verify.BATCH, resume=self._next_resume())
+        with self.progress.working("measuring ranges") as advance:
+            return collect(model, names, self.samples.inputs, options, progress=advance)
 
     def settle_method(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> None:
         """Choose the method by what the model loses, where `least-loss` was asked for; once for the whole job."""
@@ -256,6 +266,28 @@ class Job:
         place = PlaceQuantizers(self.placement, lambda model, names: largest, "float32", weights)
         with self.progress.working("choosing the method"):
             self.chosen = choose_method(model, histograms, place, self.feed)
+
+    def _next_resume(self) -> Resume | None:
+        """Where this measuring is kept: each has its own file, in the order in which they are asked for."""
+        if self.partial is None:
+            return None
+        number = f"-{len(self._resumes) + 1}" if self._resumes else ""
+        self._resumes.append(Resume(self.partial.with_name(f"{self.partial.name}{number}"), self.samples.sha256))
+        return self._resumes[-1]
+
+    @contextlib.contextmanager
+    def resumable(self) -> Iterator[None]:
+        """What the block counts is kept where it is cut off; not after its end, nor after an error of the user's."""
+        try:
+            yield
+        except GpusqError:
+            self._forget()
+            raise
+        self._forget()
+
+    def _forget(self) -> None:
+        for resume in self._resumes:
+            resume.remove()
 
     @cached_property
     def scales(self) -> Scales | None:
@@ -293,12 +325,16 @@ class Job:
             )
         if self.target_drop is not None and self.data is None:
             raise GpusqError("there is nothing to judge a drop on", hint="give samples with --data calib.npz")
-        if self.improve and self.scales_file is not None:
+        if self.scales_file is not None and (changing := _CHANGE_ACTIVATIONS.intersection(self.improve)):
             raise GpusqError(
-                "a file of scales is of the graph that nothing improved", hint="give the samples, with --data, instead"
+                f"{', '.join(sorted(changing))} changes the ranges that {self.scales_file} holds",
+                hint="give the samples, with --data, and leave out --scales",
             )
-        if measures_samples(self.improve):
-            self._check_measurable()
+        if self.data is None and measures_samples(self.improve):
+            raise GpusqError(
+                f"{', '.join(self.improve)} looks at what the model does on samples, and there are none",
+                hint="give them with --data calib.npz, beside --scales where you have a file of scales",
+            )
 
     def _check_measurable(self) -> None:
         if self.data is None and self.scales is None:
@@ -356,6 +392,11 @@ class Job:
 def as_source(data: str | Path | SampleSource | None) -> SampleSource | None:
     """Samples as the Python API takes them, with what is said about them."""
     return data if data is None or isinstance(data, SampleSource) else SampleSource(str(data))
+
+
+def partial_of(out: Path) -> Path:
+    """Where what was counted for the file `out` is kept when the work is cut off."""
+    return out.with_name(f"{out.name}.partial")
 
 
 def _module_of(student: Student) -> Any:

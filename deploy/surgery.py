@@ -12,7 +12,7 @@ from calibration.methods import Method
 from calibration.samples import SampleSource
 from deploy.bundle import staged_files
 from deploy.cache import Cache
-from deploy.job import Job, Precision, as_source
+from deploy.job import Job, Precision, as_source, partial_of
 from deploy.lint import check_rules
 from deploy.manifest import SampleSet
 from deploy.progress import Progress
@@ -119,14 +119,16 @@ def operate(
         improve=tuple(improve),
         target_drop=target_drop,
         cache=cache or Cache(None),
+        partial=partial_of(out),
     )
     job.load([device])
     graph = job.exported.model
     nodes_before = len(graph.graph)
-    passes = surgery(graph, job.target(device), job.measure, job.ranges, job.feed)
-    check_rules(graph, device)
-    with staged_files(out) as staged:
-        files = save_onnx(graph, staged)
+    with job.resumable():
+        passes = surgery(graph, job.target(device), job.measure, job.ranges, job.feed)
+        check_rules(graph, device)
+        with staged_files(out) as staged:
+            files = save_onnx(graph, staged)
     return Surgery(
         files=tuple(out.parent / file.name for file in files),
         profile=device.name,

@@ -1,10 +1,12 @@
 """What each method of finding ranges is worth on real weights and real inputs, beside onnxruntime's calibrators.
 
     python tests/calibration/measure_ranges.py [--subjects mobilenet …] [--placement w8a8-linear] [--methods max …]
+                                               [--photos DIR]
 
-The rows are those of tests/exporters/measure_accuracy.py. Every column places the same quantizers on the same graph
-with the same samples; only the ranges of the activations differ. `ort-…` are the ranges of onnxruntime's calibrators
-for these tensors, symmetric and with their defaults. Model Optimizer's INT8 default for ONNX is onnxruntime's entropy.
+The rows are those of tests/exporters/measure_accuracy.py, and the CNNs on more photos (photos.py). Every column places
+the same quantizers on the same graph with the same samples; only the ranges of the activations differ. `ort-…` are the
+ranges of onnxruntime's calibrators for these tensors, symmetric and with their defaults. Model Optimizer's INT8 default
+for ONNX is onnxruntime's entropy.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from calibration.methods import Method
 from exporters.placement import PLACEMENTS, Placement
 from exporters.surgery import Target, surgery
 from profiles.device import load_device
+from tests.calibration import photos
 from tests.exporters import measure_accuracy
 from tests.exporters.accuracy_subjects import BATCH, SUBJECTS, Array, Subject, answers, missing
 
 Ranges = Callable[[ir.Model, Sequence[str], Mapping[str, Array]], Mapping[str, float]]
+_PHOTOS = {"mobilenet-photos": "mobilenet", "efficientnet-photos": "efficientnet"}
 _logger = logging.getLogger(__name__)
 
 
@@ -122,14 +126,20 @@ def judged(
             surgery(model, Target(load_device("cpu"), "float32", placement), measure)
             ir.save(model, path)
             features = subject.features(answers(path, subject.inputs), subject.inputs)
-            _logger.info("%s, %s: %.1f s", subject.name, name, time.perf_counter() - start)
-            yield name, measure_accuracy.judge(subject, features, reference)
+            found = measure_accuracy.judge(subject, features, reference)
+            _logger.info("%s, %s: %.1f s, %s", subject.name, name, time.perf_counter() - start, found)
+            yield name, found
+
+
+def _without_photos(name: str, folder: Path) -> str:
+    return "no photos: apt-get install gcompris-qt-data" if name in _PHOTOS and not folder.is_dir() else ""
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, *_PHOTOS], default=[*SUBJECTS, *_PHOTOS])
+    parser.add_argument("--photos", type=Path, default=photos.RESOURCES, help="where Debian's gcompris-qt-data lies")
     parser.add_argument("--placement", choices=PLACEMENTS, default="w8a8-linear")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     asked = parser.parse_args()
@@ -137,10 +147,10 @@ def main() -> None:
     _logger.setLevel(logging.INFO)
     print(measure_accuracy.header(["fp32", *asked.methods]))
     for name in asked.subjects:
-        if why := missing(name):
+        if why := missing(_PHOTOS.get(name, name)) or _without_photos(name, asked.photos):
             print(f"{name} is left out: {why}", file=sys.stderr)
             continue
-        subject = SUBJECTS[name]()
+        subject = photos.agreement(_PHOTOS[name], asked.photos) if name in _PHOTOS else SUBJECTS[name]()
         print(measure_accuracy.lines(subject, dict(judged(subject, asked.placement, asked.methods))), flush=True)
 
 

@@ -1,10 +1,12 @@
 """What synthetic samples are worth: w8a8-linear with ranges from real samples, synthetic ones, random numbers.
 
-    python tests/calibration/measure_synthetic.py [--subjects mobilenet …] [--samples 32] [--json FILE]
+    python tests/calibration/measure_synthetic.py [--subjects mobilenet …] [--samples 32] [--seeds 1]
+                                                  [--json FILE]
 
 The rows are those of tests/exporters/accuracy_subjects.py and a detector that is trained here for some minutes
 (tiny_detector.py); every graph is placed and judged as tests/exporters/measure_accuracy.py does. `random` are standard
 normal numbers, what `gpusq` takes where there is no data. All three columns calibrate on the same number of samples.
+With `--seeds 3` the rows come once for each seed 0 to 2 of the synthetic and the random samples.
 
 | line | what |
 |---|---|
@@ -102,10 +104,10 @@ def detector_row(student: Student) -> Subject:
     )
 
 
-def measure(subject: Subject, student: Student, count: int) -> dict[str, Column]:
+def measure(subject: Subject, student: Student, count: int, seed: int) -> dict[str, Column]:
     """Quantize with each column's samples and answer the row's inputs."""
     found = {}
-    for name, samples in _samples(subject, student, count).items():
+    for name, samples in _samples(subject, student, count, seed).items():
         start = time.perf_counter()
         found[name] = quantized(subject, samples)
         _logger.info("%s, %s: %.1f s", subject.name, name, time.perf_counter() - start)
@@ -157,20 +159,20 @@ def _answered(subject: Subject, model: ir.Model) -> Array:
         return subject.features(answers(Path(folder) / "model.onnx", subject.inputs), subject.inputs)
 
 
-def _samples(subject: Subject, student: Student, count: int) -> dict[str, Feeds]:
+def _samples(subject: Subject, student: Student, count: int, seed: int) -> dict[str, Feeds]:
     """Each column's samples, under the name of the graph's input."""
     from calibration.synthetic.synthesize import synthesize
 
     assert isinstance(student, ModuleStudent)
     specs = sample_specs(student)
     start = time.perf_counter()
-    made = synthesize(student.module, specs, count)
+    made = synthesize(student.module, specs, count, seed=seed)
     _logger.info("%s: %s, in %.0f s", subject.name, made.source, time.perf_counter() - start)
     ((name, real),) = subject.calibration.items()
     by_column = {
         "real": real[:count],
         "synthetic": next(iter(made.inputs.values()))[np.arange(len(made))],
-        "random": next(iter(random_inputs(specs, count).values())),
+        "random": next(iter(random_inputs(specs, count, seed=seed).values())),
     }
     return {column: {name: array} for column, array in by_column.items()}
 
@@ -199,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--subjects", nargs="+", choices=names, default=list(names))
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--detector", type=Path, help="a file that keeps the trained detector")
     parser.add_argument("--json", type=Path, help="a file for the ratio of each tensor's range")
     asked = parser.parse_args()
@@ -212,12 +215,14 @@ def main() -> None:
             continue
         student = student_of(name, asked.detector)
         subject = detector_row(student) if name == "detector" else SUBJECTS[name]()
-        columns = measure(subject, student, asked.samples)
-        print(table(subject, columns, asked.samples), flush=True)
-        compared[subject.name] = {
-            column: compare_ranges(columns[column].ranges, columns["real"].ranges, of=column).to_json()
-            for column in ("synthetic", "random")
-        }
+        for seed in range(asked.seeds):
+            columns = measure(subject, student, asked.samples, seed)
+            row = replace(subject, name=f"{subject.name}, seed {seed}")
+            print(table(row, columns, asked.samples), flush=True)
+            compared[row.name] = {
+                column: compare_ranges(columns[column].ranges, columns["real"].ranges, of=column).to_json()
+                for column in ("synthetic", "random")
+            }
     if asked.json is not None:
         asked.json.write_text(json.dumps(compared, indent=2) + "\n", encoding="utf-8")
 

@@ -136,7 +136,6 @@ def test_goes_on_after_a_kill_and_counts_the_same(tmp_path: Path) -> None:
     found = collect(tmp_path / "m.onnx", ["h"], {"x": x}, options, progress=seen.append)
     assert len(seen) < 60
     assert_same(found["h"], collect(tmp_path / "m.onnx", ["h"], {"x": x}, CollectOptions(batch=1))["h"])
-    assert list(tmp_path.glob("state*")) == []
 
 
 @pytest.mark.parametrize("other", ["samples", "tensors", "model"])

@@ -58,6 +58,13 @@ def test_what_a_larger_value_leaves_below_the_window_is_counted_as_zero() -> Non
     assert histogram.count == 4
 
 
+def test_the_window_moves_up_to_the_bin() -> None:
+    first = np.float32(2.0**-5)  # of the 16 octaves below 2¹¹
+    histogram = counted([1.0, first, np.nextafter(first, np.float32(0))], [2.0**10])
+    assert histogram.counts[:2].tolist() == [1, 1]
+    assert histogram.count == 4
+
+
 def test_root_mean_square_agrees_with_numpy() -> None:
     x = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
     assert counted(x).rms == pytest.approx(np.sqrt(np.mean(x.astype(np.float64) ** 2)), rel=2.0**-12)

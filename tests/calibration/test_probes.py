@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from calibration.probes import Feed, measure_channel_amax, measure_channels
+from exporters.module_names import MODULE_KEY
 from profiles.errors import GpusqError
 
 TEXT = """
@@ -44,6 +45,15 @@ def test_changes_no_model_and_measures_nothing_where_nothing_is_asked() -> None:
     assert ir.to_proto(graph) == before
 
 
-def test_names_what_became_nan() -> None:
-    with pytest.raises(GpusqError, match="'y' became NaN"):
-        measure_channel_amax(model(), {"y": 1}, {"x": -np.ones((2, 3, 4), np.float32)}, 2)
+def test_names_what_first_became_nan_its_operator_and_module() -> None:
+    graph = ir.from_onnx_text(TEXT.replace("y = Sqrt(x)", "r = Sqrt(x) y = Neg(r)"))
+    root, negated = list(graph.graph)[1:]
+    negated.outputs[0].shape = ir.Shape([None, 3, 4])
+    root.name, root.metadata_props[MODULE_KEY] = "node_sqrt", "blocks.0.norm"
+    with pytest.raises(GpusqError, match=r"'r' became NaN or infinite in Sqrt 'node_sqrt' of 'blocks\.0\.norm'"):
+        measure_channel_amax(graph, {"y": 1}, {"x": -np.ones((2, 3, 4), np.float32)}, 2)
+
+
+def test_names_the_tensor_whose_squares_are_infinite() -> None:
+    with pytest.raises(GpusqError, match="'h' became NaN or infinite"):
+        measure_channel_amax(model(), {"h": 1}, {"x": np.full((2, 3, 4), 1e25, np.float32)}, 2)

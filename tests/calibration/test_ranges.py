@@ -47,7 +47,7 @@ def test_agrees_with_numpy(batch: int) -> None:
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)  # each opens a session
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 8))
 def test_finds_the_largest_wherever_it_is(count: int, batch: int, place: int) -> None:
     x = np.ones((count, 3), np.float32)

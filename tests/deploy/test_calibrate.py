@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,16 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
+from calibration.histogram import Histogram
 from calibration.methods import Method
+from calibration.resume import Resume
 from calibration.samples import SampleSource
 from deploy.calibrate import calibrate
 from deploy.cli import main
+from deploy.conversion import convert
 from deploy.scales_file import read_scales
 from deploy.surgery import operate
+from exporters.improvement import Improvement
 from profiles.errors import GpusqError
 from students.fashion_vit.sample import calibration_images, student_path, teacher_path
 
@@ -44,7 +50,7 @@ def samples(folder: Path, count: int = 40) -> Path:
 
 SLOWLY = """
 import sys, time
-import deploy.calibrate
+import deploy.job
 from calibration.methods import Method
 from calibration.resume import Resume
 
@@ -54,8 +60,16 @@ class Slow(Resume):
         super().save(*counted)
         time.sleep(0.05)
 
-deploy.calibrate.Resume = Slow
-deploy.calibrate.calibrate(*sys.argv[1:], method=Method("mse"))
+deploy.job.Resume = Slow
+"""
+CALIBRATE = """
+from deploy.calibrate import calibrate
+calibrate(*sys.argv[1:], method=Method("mse"))
+"""
+CONVERT = """
+from deploy.conversion import convert
+model, out, data = sys.argv[1:]
+convert(model, profiles=["cpu"], out=out, placement="w8a8-linear", data=data)
 """
 METHODS = [Method("max"), Method("percentile", 99.9), Method("entropy"), Method("mse")]
 
@@ -67,6 +81,35 @@ def test_scales_of_a_file_make_the_graph_that_the_samples_make(method: Method, t
     operate(model, tmp_path / "a.onnx", profile="cpu", placement="w8a8-linear", scales=scales)
     operate(model, tmp_path / "b.onnx", profile="cpu", placement="w8a8-linear", data=data, method=method)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_scales_go_together_with_what_leaves_activations_as_they_are(tmp_path: Path) -> None:
+    model, data, scales = two_layers(tmp_path), samples(tmp_path), tmp_path / "s.json"
+    calibrate(model, scales, data)
+    improve: tuple[Improvement, ...] = ("mse-weights", "error-feedback", "bias-correction")
+    asked = functools.partial(operate, model, profile="cpu", placement="w8a8-linear", improve=improve)
+    asked(tmp_path / "a.onnx", scales=scales, data=data)
+    asked(tmp_path / "b.onnx", data=data)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    operate(model, tmp_path / "c.onnx", profile="cpu", placement="w8a8-linear", scales=scales, improve=("mse-weights",))
+
+
+@pytest.mark.parametrize(
+    ("improve", "message", "hint"),
+    [
+        ("smooth-quant", "smooth-quant changes the ranges that .*s.json holds", "leave out --scales"),
+        ("equalize", "equalize changes the ranges that .*s.json holds", "leave out --scales"),
+        ("error-feedback", "error-feedback looks at what the model does on samples", "beside --scales"),
+    ],
+)
+def test_scales_and_an_improvement_that_needs_more_are_refused(
+    improve: Improvement, message: str, hint: str, tmp_path: Path
+) -> None:
+    model, scales = two_layers(tmp_path), tmp_path / "s.json"
+    calibrate(model, scales, samples(tmp_path))
+    with pytest.raises(GpusqError, match=message) as caught:
+        operate(model, tmp_path / "o", profile="cpu", placement="w8a8-linear", scales=scales, improve=(improve,))
+    assert hint in caught.value.hint
 
 
 def test_tells_what_was_measured_on_what(tmp_path: Path) -> None:
@@ -126,19 +169,59 @@ def test_scales_of_a_newer_release_are_refused(tmp_path: Path) -> None:
         read_scales(tmp_path / "s.json")
 
 
-def test_killed_and_run_again_it_writes_the_same_file(tmp_path: Path) -> None:
-    model, data = two_layers(tmp_path), samples(tmp_path, count=400)
-    command = [sys.executable, "-c", SLOWLY, *map(str, (model, tmp_path / "s.json", data))]
-    with subprocess.Popen(command) as process:
-        while not (tmp_path / "s.json.partial").exists() and process.poll() is None:
+def kill_while_it_counts(script: str, partial: Path, *arguments: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", SLOWLY + script, *map(str, arguments)]) as process:
+        while not partial.exists() and process.poll() is None:
             time.sleep(0.01)
         process.kill()
-    assert (tmp_path / "s.json.partial").exists()
+    assert partial.exists()
+
+
+def test_killed_and_run_again_it_writes_the_same_file(tmp_path: Path) -> None:
+    model, data = two_layers(tmp_path), samples(tmp_path, count=400)
+    partial = tmp_path / "s.json.partial"
+    kill_while_it_counts(CALIBRATE, partial, model, tmp_path / "s.json", data)
     assert not (tmp_path / "s.json").exists()
     calibrate(model, tmp_path / "s.json", data, method=Method("mse"))
-    assert not (tmp_path / "s.json.partial").exists()
+    assert not partial.exists()
     again = calibrate(model, tmp_path / "t.json", data, method=Method("mse"))
     assert read_scales(tmp_path / "s.json") == again.scales
+
+
+def test_a_conversion_that_was_killed_goes_on_and_makes_the_same_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = two_layers(tmp_path), samples(tmp_path, count=400)
+    kill_while_it_counts(CONVERT, tmp_path / "a" / ".gpusq-partial", model, tmp_path / "a", data)
+    begun: list[int] = []  # how many batches each measuring finds counted
+
+    class Watched(Resume):
+        def load(self, key: str, histograms: Mapping[str, Histogram]) -> int:
+            begun.append(super().load(key, histograms))
+            return begun[-1]
+
+    monkeypatch.setattr("deploy.job.Resume", Watched)
+    convert(model, profiles=["cpu"], out=tmp_path / "a", placement="w8a8-linear", data=data)
+    operate(model, tmp_path / "b.onnx", profile="cpu", placement="w8a8-linear", data=data)
+    assert begun[0] > 0
+    assert begun[1] == 0
+    assert (tmp_path / "a" / "cpu" / "model.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["cpu"]
+
+
+def test_an_error_leaves_nothing_of_what_was_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Often(Resume):
+        def save(self, key: str, histograms: Mapping[str, Histogram], done: int) -> None:
+            self.every_s = 0
+            super().save(key, histograms, done)
+            assert self.file.exists()
+
+    monkeypatch.setattr("deploy.job.Resume", Often)
+    model = two_layers(tmp_path, text=MODEL.replace("b = Relu(a)", "c = Exp(a) b = Sub(c, c)"))
+    np.savez(tmp_path / "x.npz", x=np.repeat(np.array([[0.0], [100.0]], np.float32), 64, axis=1).repeat(20, axis=0))
+    with pytest.raises(GpusqError, match="became NaN or infinite"):
+        calibrate(model, tmp_path / "s.json", tmp_path / "x.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "x.npz"]
 
 
 def test_the_command_writes_the_file_and_says_so(tmp_path: Path) -> None:

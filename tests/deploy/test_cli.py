@@ -131,9 +131,9 @@ def test_doctor_says_what_is_here_and_what_to_install() -> None:
     assert "build TensorRT engines" in text
     found = json.loads(run("doctor", "--json")[1])
     assert found["schema"] == 1
-    assert {"export checkpoints to ONNX", "build TensorRT engines"} <= {
-        ability["what"] for ability in found["abilities"]
-    }
+    how = {ability["what"]: ability["how"] for ability in found["abilities"]}
+    assert {"export checkpoints to ONNX", "build TensorRT engines"} <= set(how)
+    assert how["calibrate on images"] == how["calibrate on texts"] == "pip install 'gpusq[data]'"
     assert run("doctor", "--quiet") == (0, "", "")
 
 

@@ -46,8 +46,8 @@ _CALIBRATION = 64
 _UNLABELLED = 137
 _NO_PHOTOS = frozenset({"cartoon", "symbols", "flags", "roadsigns"})
 _HOMONYMS = frozenset({"mouse"})  # the animal; ImageNet's is a computer's
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_LITE = ((0.498, 0.498, 0.498), (0.502, 0.502, 0.502))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LITE = ((0.498, 0.498, 0.498), (0.502, 0.502, 0.502))
 _DINO_SIDE = 98
 _PROBE_TRAINED = 512
 _PROBE_TESTED = 256
@@ -100,12 +100,12 @@ def answers(path: Path, inputs: Feeds) -> Array:
 
 def mobilenet() -> Subject:
     """Depthwise convolutions, which are known to suffer from INT8."""
-    return _cnn("MobileNetV2", _exported(_pair("MobileNetV2, real weights (torchvision)")), _IMAGENET)
+    return _cnn("MobileNetV2", _exported(_pair("MobileNetV2, real weights (torchvision)")), IMAGENET)
 
 
 def efficientnet() -> Subject:
     """Made for INT8: ReLU6 and no squeeze-and-excite."""
-    return _cnn("EfficientNet-Lite0", _exported(_pair("EfficientNet-Lite0, real weights (own code)")), _LITE)
+    return _cnn("EfficientNet-Lite0", _exported(_pair("EfficientNet-Lite0, real weights (own code)")), LITE)
 
 
 def dinov2() -> Subject:
