@@ -116,7 +116,7 @@ def calibrate(
             f"{model} has no activation without a scale that {placement} quantizes", hint="it needs no calibration"
         )
     scales = _scales(job, device, found)
-    compared = None if other is None else _compared(scales, other, others, job.method)
+    compared = None if other is None else _compared(scales, other, others, job)
     with staged_files(out) as staged:
         staged.write_text(scales.to_json(), encoding="utf-8")
     return Calibrated(file=out, scales=scales, against=compared)
@@ -131,10 +131,9 @@ def _histograms(
 
     def measure(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
         found.update(_counted(job, model, names, Resume(partial, job.samples.sha256)))
-        job.settle_method(model, found)
         if other is not None:
             others.update(_counted(other, model, names, None))
-        return {name: histogram.amax for name, histogram in found.items()}
+        return job.amax_of(model, found)
 
     surgery(job.exported.model, job.target(device), measure)
     return found, others
@@ -155,7 +154,7 @@ def _scales(job: Job, device: Device, found: Mapping[str, Histogram]) -> Scales:
         placement=job.placement,
         method=job.method_name,
         samples=job.sample_set,
-        tensors=tuple(_tensor(name, histogram, job.method(histogram)) for name, histogram in found.items()),
+        tensors=tuple(_tensor(name, histogram, job.method_of(name)(histogram)) for name, histogram in found.items()),
     )
 
 
@@ -163,7 +162,7 @@ def _tensor(name: str, histogram: Histogram, amax: float) -> TensorScale:
     return TensorScale(tensor=name, amax=amax, scale=amax / _LEVELS, largest=histogram.amax, rms=histogram.rms)
 
 
-def _compared(scales: Scales, other: Job, others: Mapping[str, Histogram], method: Method) -> RangeComparison:
+def _compared(scales: Scales, other: Job, others: Mapping[str, Histogram], job: Job) -> RangeComparison:
     own = {tensor.tensor: tensor.amax for tensor in scales.tensors}
-    ranges = {name: method(histogram) for name, histogram in others.items()}
+    ranges = {name: job.method_of(name)(histogram) for name, histogram in others.items()}
     return compare_ranges(own, ranges, of=scales.samples.source, to=other.samples.source)

@@ -16,9 +16,10 @@ from deploy import bench, environment, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE
 from deploy.bundle import staged
+from deploy.costly import advice, costly_layers
 from deploy.export import failed_ways
 from deploy.finish import seal
-from deploy.gates import missed_gates
+from deploy.gates import MIN_AGREEMENT, agreement_missed, missed_gates
 from deploy.job import Job, Precision, as_source
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.lint import check_rules
@@ -170,8 +171,10 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     missed = missed_gates(
         layers, built.plan, verified, given_samples=job.data is not None, float_type=target.float_type
     )
-    for sentence in missed:
-        progress.found("gate missed", f"{said} {sentence}")
+    if agreement_missed(verified, given_samples=job.data is not None):
+        missed = (*missed, *_costing(job, device))
+    for gate in missed:
+        progress.found("gate missed", f"{said} {gate}")
 
     manifest = Manifest(
         gpusq=environment.versions().get("gpusq", "unknown"),
@@ -207,6 +210,13 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         manifest = seal(manifest, bundle)
     progress.found("report", str(job.out / bundle.name / "report.html"))
     return manifest
+
+
+def _costing(job: Job, device: Device) -> Iterator[str]:
+    """What cost the agreement, where that can be mended."""
+    found = costly_layers(job, device, round(100 * (1 - MIN_AGREEMENT), 6))
+    if found is not None:
+        yield advice(found)
 
 
 def _measure(device: Device, bundle: Path, job: Job) -> Measurement | None:

@@ -33,7 +33,7 @@ from exporters.improvement import Improvement, measures_samples
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement, measures, places
-from exporters.range_choice import choose_method
+from exporters.range_choice import choose_methods, summary
 from exporters.sample_facts import sample_facts
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target
@@ -64,7 +64,7 @@ class Job:
     scales_file: Path | None = None
     improve: tuple[Improvement, ...] = ()
     target_drop: float | None = None
-    method_chosen: bool = field(init=False, default=False)
+    chosen: dict[str, Method] = field(init=False, default_factory=dict)
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -202,13 +202,18 @@ class Job:
         )
 
     @property
+    def can_leave_float(self) -> bool:
+        """Whether layers are quantized here that could stay float, and samples were given to judge that by."""
+        return places(self.placement) and self.data is not None and self.target_drop is None
+
+    @property
     def _scales_sha256(self) -> str | None:
         return None if self.scales_file is None else hash_file(self.scales_file).sha256
 
     @property
     def method_name(self) -> str:
-        """The method, and whether it was chosen by what the model loses."""
-        return f"{self.method}, which {LEAST_LOSS} chose" if self.method_chosen else str(self.method)
+        """The method; with `least-loss`, what it chose."""
+        return f"{self.method}: {summary(self.chosen)}" if self.chosen else str(self.method)
 
     @property
     def ranges_by(self) -> str | None:
@@ -234,19 +239,25 @@ class Job:
             if self.method.name == "max":
                 return measure_amax(model, names, inputs, batch)
             found = collect(model, names, inputs, CollectOptions(batch), progress=advance)
-        self.settle_method(model, found)
-        return {name: self.method(histogram) for name, histogram in found.items()}
+        return self.amax_of(model, found)
 
-    def settle_method(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> None:
-        """Choose the method by what the model loses, where `least-loss` was asked for; once for the whole job."""
-        if self.method.name != LEAST_LOSS or self.feed is None:
-            return
+    def amax_of(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> dict[str, float]:
+        """The ranges by the method that was asked for; `least-loss` chooses one for each tensor first."""
+        if self.method.name == LEAST_LOSS and not histograms.keys() <= self.chosen.keys():
+            self._choose(model, histograms)
+        return {name: self.method_of(name)(histogram) for name, histogram in histograms.items()}
+
+    def method_of(self, tensor: str) -> Method:
+        """How the range of a tensor is found."""
+        return self.chosen.get(tensor, self.method)
+
+    def _choose(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> None:
+        assert self.feed is not None
         largest = {name: histogram.amax for name, histogram in histograms.items()}
         weights: WeightMethod = "mse" if "mse-weights" in self.improve else "max"
         place = PlaceQuantizers(self.placement, lambda model, names: largest, "float32", weights)
-        with self.progress.working("choosing the method"):
-            self.method = choose_method(model, histograms, place, self.feed)
-        self.method_chosen = True
+        with self.progress.working("choosing methods"):
+            self.chosen |= choose_methods(model, histograms, place, self.feed)
 
     @cached_property
     def scales(self) -> Scales | None:

@@ -12,7 +12,7 @@ from calibration.histogram import Histogram
 from calibration.methods import CHOICES, Method
 from calibration.probes import Feed
 from exporters.passes.place_quantizers import PlaceQuantizers
-from exporters.range_choice import choose_method
+from exporters.range_choice import choose_methods, summary
 
 Float = npt.NDArray[np.float32]
 TEXT = """
@@ -34,10 +34,11 @@ def model() -> ir.Model:
 
 
 def chosen(x: Float) -> tuple[Method, str]:
-    graph, said = model(), []
+    said: list[str] = []
+    graph = model()
     found = collect(graph, ["x"], {"x": x})
     place = PlaceQuantizers("w8a8-linear", lambda model, names: amax(found), "float32")
-    return choose_method(graph, found, place, Feed({"x": x}, 8, tell=said.append)), said[0]
+    return choose_methods(graph, found, place, Feed({"x": x}, 8, tell=said.append))["x"], said[0]
 
 
 def amax(found: Mapping[str, Histogram]) -> dict[str, float]:
@@ -71,9 +72,14 @@ def test_what_decides_is_the_error_of_the_output() -> None:
     found = collect(graph, ["x"], {"x": x})
     place = PlaceQuantizers("w8a8-linear", lambda model, names: amax(found), "float32")
     assert Method("mse")(found["x"]) < 40
-    assert choose_method(graph, found, place, Feed({"x": x}, 8)) == Method("max")
+    assert choose_methods(graph, found, place, Feed({"x": x}, 8)) == {"x": Method("max")}
 
 
 def test_a_histogram_alone_does_not_tell() -> None:
     with pytest.raises(ValueError, match="least-loss needs the model"):
         Method("least-loss")(Histogram())
+
+
+def test_what_was_chosen_is_summed_up() -> None:
+    assert summary({"a": Method(), "b": Method()}) == "by max"
+    assert summary({"a": Method("mse"), "b": Method(), "c": Method("mse")}) == "1 by max, 2 by mse"
