@@ -5,7 +5,7 @@
    and of these, worst first, only those that together make up 95 % of the error one by one.
 3. Units in the order of error / cost. The shortest head of that order that meets the target when it is float is found
    by doubling its length and bisecting; each trial runs the whole graph with everything else quantized.
-4. Of that head, each unit, the dearest first, is quantized again if the target is met all the same.
+4. Of that head, the dearest units, 16 at most, are quantized again one by one if the target is met all the same.
 
 Errors add up as long as they are independent, which makes the order of 3 the solution of the relaxed knapsack problem;
 3 and 4 judge by what the whole graph really loses.
@@ -20,6 +20,7 @@ from calibration.output_loss import Loss
 
 MANY = 64
 _SHARE = 0.95
+_TRIED_AGAIN = 16
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Search:
 
     def _needed(self, head: Sequence[str], target: float) -> list[str]:
         left = list(head)
-        for name in sorted(head, key=lambda name: -self.costs[name]):
+        for name in sorted(head, key=lambda name: -self.costs[name])[:_TRIED_AGAIN]:
             others = [other for other in left if other != name]
             if self.rest(others).drop <= target:
                 left = others

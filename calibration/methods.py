@@ -6,7 +6,7 @@
 | percentile | the value below which a given share of all values lies |
 | entropy | where the clipped and quantized distribution diverges least from the original one (Kullback and Leibler) |
 | mse | where the mean square of the quantization error is least |
-| least-loss | whichever of these loses least of what the model answers: exporters/range_choice.py chooses it |
+| least-loss | for each tensor that of these which loses least of what the model answers (exporters/range_choice.py) |
 
 Entropy is as in S. Migacz, *8-bit Inference with TensorRT*, GTC 2017.
 """

@@ -117,7 +117,7 @@ def calibrate(
                 f"{model} has no activation without a scale that {placement} quantizes", hint="it needs no calibration"
             )
         scales = _scales(job, device, found)
-        compared = None if other is None else _compared(scales, other, others, job.method_taken)
+        compared = None if other is None else _compared(scales, other, others, job)
         with staged_files(out) as staged:
             staged.write_text(scales.to_json(), encoding="utf-8")
     return Calibrated(file=out, scales=scales, against=compared)
@@ -130,10 +130,9 @@ def _histograms(job: Job, other: Job | None, device: Device) -> tuple[dict[str, 
 
     def measure(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
         found.update(job.histograms(model, names))
-        job.settle_method(model, found)
         if other is not None:
             others.update(other.histograms(model, names))
-        return {name: histogram.amax for name, histogram in found.items()}
+        return job.amax_of(model, found)
 
     surgery(job.exported.model, job.target(device), measure)
     return found, others
@@ -148,7 +147,7 @@ def _scales(job: Job, device: Device, found: Mapping[str, Histogram]) -> Scales:
         placement=job.placement,
         method=job.method_name,
         samples=job.sample_set,
-        tensors=tuple(_tensor(name, histogram, job.method_taken(histogram)) for name, histogram in found.items()),
+        tensors=tuple(_tensor(name, histogram, job.method_of(name)(histogram)) for name, histogram in found.items()),
     )
 
 
@@ -156,7 +155,7 @@ def _tensor(name: str, histogram: Histogram, amax: float) -> TensorScale:
     return TensorScale(tensor=name, amax=amax, scale=amax / _LEVELS, largest=histogram.amax, rms=histogram.rms)
 
 
-def _compared(scales: Scales, other: Job, others: Mapping[str, Histogram], method: Method) -> RangeComparison:
+def _compared(scales: Scales, other: Job, others: Mapping[str, Histogram], job: Job) -> RangeComparison:
     own = {tensor.tensor: tensor.amax for tensor in scales.tensors}
-    ranges = {name: method(histogram) for name, histogram in others.items()}
+    ranges = {name: job.method_of(name)(histogram) for name, histogram in others.items()}
     return compare_ranges(own, ranges, of=scales.samples.source, to=other.samples.source)

@@ -20,9 +20,10 @@ from deploy.build import MODEL_FILE, BuildResult
 from deploy.bundle import PARTIAL, staged
 from deploy.cache import Answer, Cache
 from deploy.cache_key import Key
+from deploy.costly import advice, costly_layers
 from deploy.export import failed_ways
 from deploy.finish import seal
-from deploy.gates import missed_gates
+from deploy.gates import MIN_AGREEMENT, agreement_missed, missed_gates
 from deploy.job import Job, Precision, as_source
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.lint import check_rules
@@ -175,8 +176,10 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         given_samples=job.data is not None,
         float_type=job.float_type(device),
     )
-    for sentence in missed:
-        progress.found("gate missed", f"{said} {sentence}")
+    if agreement_missed(verified, given_samples=job.data is not None):
+        missed = (*missed, *_costing(job, device))
+    for gate in missed:
+        progress.found("gate missed", f"{said} {gate}")
 
     manifest = Manifest(
         gpusq=environment.versions().get("gpusq", "unknown"),
@@ -255,6 +258,13 @@ def _verify(bundle: Path, job: Job) -> Verification:
     with job.progress.working("verifying") as advance:
         batch = job.fixed_batch or verify.BATCH
         return verify.verify(bundle / MODEL_FILE, job.reference, job.samples, batch=batch, progress=advance)
+
+
+def _costing(job: Job, device: Device) -> Iterator[str]:
+    """What cost the agreement, where that can be mended."""
+    found = costly_layers(job, device, round(100 * (1 - MIN_AGREEMENT), 6))
+    if found is not None:
+        yield advice(found)
 
 
 def _measure(device: Device, bundle: Path, job: Job) -> Measurement | None:

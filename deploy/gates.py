@@ -27,8 +27,13 @@ def missed_gates(
     return (*_numbers(verified, given_samples=given_samples), *_kernels(layers, plan, float_type))
 
 
+def agreement_missed(verified: Verification, *, given_samples: bool) -> bool:
+    """Whether the model and the student answer too often with different classes."""
+    return given_samples and verified.agreement is not None and verified.agreement < MIN_AGREEMENT
+
+
 def _numbers(verified: Verification, *, given_samples: bool) -> Iterator[str]:
-    if given_samples and verified.agreement is not None and verified.agreement < MIN_AGREEMENT:
+    if agreement_missed(verified, given_samples=given_samples) and verified.agreement is not None:
         yield f"the model and the student agree on {100 * verified.agreement:.1f} % of the samples, less than 99 %"
     if verified.float16 is not None and not verified.float16.finite:
         yield "the model overflows in float16; convert with --precision fp32"

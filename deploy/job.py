@@ -35,7 +35,7 @@ from exporters.improvement import Improvement, measures_samples
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement, measures, places
-from exporters.range_choice import choose_method
+from exporters.range_choice import choose_methods, summary
 from exporters.sample_facts import sample_facts
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target
@@ -74,11 +74,11 @@ class Job:
     cache: Cache = field(default_factory=lambda: Cache(None))
     partial: Path | None = None
     _resumes: list[Resume] = field(init=False, default_factory=list)
+    chosen: dict[str, Method] = field(init=False, default_factory=dict)
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
     teacher_source: Source | None = field(init=False, default=None)
-    chosen: Method | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Settle the precision; raises GpusqError where the placement contradicts it."""
@@ -211,6 +211,12 @@ class Job:
         )
 
     @property
+    @property
+    def can_leave_float(self) -> bool:
+        """Whether layers are quantized here that could stay float, and samples were given to judge that by."""
+        return places(self.placement) and self.data is not None and self.target_drop is None
+
+    @property
     def _memory(self) -> Memory | None:
         """Where searches are remembered: beside the finished stages."""
         if self.cache.root is None:
@@ -219,14 +225,9 @@ class Job:
         return Memory(self.cache.root / _SEARCHES, repr((str(self.method), scales, self.samples.sha256)))
 
     @property
-    def method_taken(self) -> Method:
-        """The method that was asked for, or what that has chosen by what the model loses."""
-        return self.chosen or self.method
-
-    @property
     def method_name(self) -> str:
-        """The method, and whether it was chosen by what the model loses."""
-        return str(self.method) if self.chosen is None else f"{self.chosen}, which {LEAST_LOSS} chose"
+        """The method; with `least-loss`, what it chose."""
+        return f"{self.method}: {summary(self.chosen)}" if self.chosen else str(self.method)
 
     @property
     def ranges_by(self) -> str | None:
@@ -247,9 +248,7 @@ class Job:
             self._check_measurable()
         if self.scales is not None:
             return self.scales.amax(names)
-        found = self.histograms(model, names)
-        self.settle_method(model, found)
-        return {name: self.method_taken(histogram) for name, histogram in found.items()}
+        return self.amax_of(model, self.histograms(model, names))
 
     def histograms(self, model: ir.Model, names: Sequence[str]) -> dict[str, Histogram]:
         """What the samples make of tensors; what was counted before the work was cut off is not counted again."""
@@ -257,15 +256,23 @@ class Job:
         with self.progress.working("measuring ranges") as advance:
             return collect(model, names, self.samples.inputs, options, progress=advance)
 
-    def settle_method(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> None:
-        """Choose the method by what the model loses, where `least-loss` was asked for; once for the whole job."""
-        if self.method.name != LEAST_LOSS or self.chosen is not None or self.feed is None:
-            return
+    def amax_of(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> dict[str, float]:
+        """The ranges by the method that was asked for; `least-loss` chooses one for each tensor first."""
+        if self.method.name == LEAST_LOSS and not histograms.keys() <= self.chosen.keys():
+            self._choose(model, histograms)
+        return {name: self.method_of(name)(histogram) for name, histogram in histograms.items()}
+
+    def method_of(self, tensor: str) -> Method:
+        """How the range of a tensor is found."""
+        return self.chosen.get(tensor, self.method)
+
+    def _choose(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> None:
+        assert self.feed is not None
         largest = {name: histogram.amax for name, histogram in histograms.items()}
         weights: WeightMethod = "mse" if "mse-weights" in self.improve else "max"
         place = PlaceQuantizers(self.placement, lambda model, names: largest, "float32", weights)
-        with self.progress.working("choosing the method"):
-            self.chosen = choose_method(model, histograms, place, self.feed)
+        with self.progress.working("choosing methods"):
+            self.chosen |= choose_methods(model, histograms, place, self.feed)
 
     def _next_resume(self) -> Resume | None:
         """Where this measuring is kept: each has its own file, in the order in which they are asked for."""

@@ -66,6 +66,10 @@ class SwitchedGraph:
     _scales: dict[str, str]
     _session: Any = field(repr=False)
 
+    def readers(self, tensor: str) -> frozenset[str]:
+        """The units that quantize an activation."""
+        return frozenset(unit for flag, unit in self._flags.items() if self._scales[f"{flag}.scale"] == tensor)
+
     def answers(
         self, on: Collection[str], count: int | None = None, amax: Mapping[str, float] | None = None
     ) -> Iterator[Array]:

@@ -28,7 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import tests.conftest  # noqa: F401  lets torchvision import
 from calibration.collect import CollectOptions, collect
 from calibration.methods import Method
+from calibration.probes import Feed
+from exporters.passes.place_quantizers import PlaceQuantizers
 from exporters.placement import PLACEMENTS, Placement
+from exporters.range_choice import choose_methods
 from exporters.surgery import Target, surgery
 from profiles.device import load_device
 from tests.calibration import photos
@@ -62,6 +65,15 @@ def ours(method: Method) -> Ranges:
         return {name: method(histogram) for name, histogram in found.items()}
 
     return ranges
+
+
+def least_loss(model: ir.Model, names: Sequence[str], samples: Mapping[str, Array]) -> Mapping[str, float]:
+    """The product's ranges by the method that loses the least, tensor by tensor."""
+    found = collect(model, names, samples, CollectOptions(BATCH))
+    largest = {name: histogram.amax for name, histogram in found.items()}
+    place = PlaceQuantizers("w8a8-linear", lambda model, names: largest, "float32")
+    chosen = choose_methods(model, found, place, Feed(samples, BATCH, tell=_logger.info))
+    return {name: chosen[name](histogram) for name, histogram in found.items()}
 
 
 def by_onnxruntime(method: str) -> Ranges:
@@ -101,6 +113,7 @@ METHODS: Mapping[str, Ranges] = {
     "percentile 99.999": ours(Method("percentile", 99.999)),
     "entropy": ours(Method("entropy")),
     "mse": ours(Method("mse")),
+    "least-loss": least_loss,
     "ort-minmax": by_onnxruntime("MinMax"),
     "ort-percentile": by_onnxruntime("Percentile"),
     "ort-entropy": by_onnxruntime("Entropy"),

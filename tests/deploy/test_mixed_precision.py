@@ -83,3 +83,10 @@ def test_a_target_that_nothing_can_be_done_for_is_refused(
 ) -> None:
     with pytest.raises(GpusqError, match=message):
         operate(hard / "m.onnx", tmp_path / "o", profile="cpu", target_drop=0.5, **given)  # type: ignore[arg-type]
+
+
+def test_a_conversion_that_misses_the_agreement_names_the_layer_that_costs_it(hard: Path, tmp_path: Path) -> None:
+    done = convert(hard / "m.onnx", profiles=["cpu"], out=tmp_path / "b", precision="int8", data=hard / "x.npz")
+    missed = done.bundles[0].manifest.gates_missed
+    assert any(gate.startswith("the model and the student agree on") for gate in missed)
+    assert "quantizing third costs it: convert with --target-drop 1 leaves them float" in missed
