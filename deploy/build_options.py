@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from profiles.errors import GpusqError
@@ -22,6 +22,9 @@ COMPATIBILITIES: tuple[Compatibility, ...] = get_args(Compatibility)
 TILINGS: tuple[Tiling, ...] = get_args(Tiling)
 Shape = tuple[int, ...]
 
+_NAMES = {"sparse": "--dense", "dla_core": "--dla"}
+# What TensorRT-RTX does with a model it does for any machine; the rest is for the builder on the device.
+_AHEAD_OF_TIME = ("shapes", "workspace_mib", "weight_streaming", "sparse")
 _SHAPE = r":\d+(?:x\d+)*"
 _RANGE = re.compile(rf"(?P<name>.+?)(?P<shapes>(?:{_SHAPE}){{3}}|{_SHAPE})")
 
@@ -39,6 +42,11 @@ class InputRange:
     def fixed(self) -> bool:
         """Whether it is just one shape."""
         return self.smallest == self.largest
+
+    def __str__(self) -> str:
+        """As `--shapes` takes it."""
+        shapes = (self.usual,) if self.fixed else (self.smallest, self.usual, self.largest)
+        return ":".join([self.name, *("x".join(map(str, shape)) for shape in shapes)])
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,33 @@ class BuildOptions:
         default = BuildOptions()
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+    def flags(self) -> list[str]:
+        """The options as `gpusq build` takes them."""
+        shapes = [word for given in self.shapes for word in ("--shapes", str(given))]
+        others = {name: value for name, value in self.asked().items() if name != "shapes"}
+        return [*shapes, *(word for name, value in others.items() for word in _flag(name, value))]
+
+    def ahead_of_time(self) -> tuple[BuildOptions, tuple[str, ...]]:
+        """What of this means something to TensorRT-RTX on another machine, and the flags of the rest."""
+        kept = replace(BuildOptions(), **{name: getattr(self, name) for name in _AHEAD_OF_TIME})
+        rest = [option_name(name) for name in self.asked() if name not in _AHEAD_OF_TIME]
+        return kept, tuple(rest)
+
+    def at_usual(self) -> BuildOptions:
+        """The same for the usual shapes alone."""
+        return replace(
+            self, shapes=tuple(InputRange(each.name, each.usual, each.usual, each.usual) for each in self.shapes)
+        )
+
+
+def option_name(field: str) -> str:
+    """The field of BuildOptions as the command line calls it."""
+    return _NAMES.get(field) or f"--{field.replace('_', '-')}"
+
+
+def _flag(name: str, value: Any) -> tuple[str, ...]:
+    return (option_name(name),) if isinstance(value, bool) else (option_name(name), str(value))
 
 
 def parse_shapes(text: str) -> InputRange:

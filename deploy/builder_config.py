@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from deploy.build_options import BuildOptions
+from deploy.build_options import BuildOptions, option_name
 from profiles.errors import GpusqError
 
 # The option that sets each flag of BuilderFlag.
@@ -74,15 +74,15 @@ def lacking(api: Any, builder: Any, network: Any, options: BuildOptions) -> Iter
     said = f"{api.__name__} {api.__version__}"
     if api.__name__ == RTX:
         for option in options.asked().keys() & _RTX_LACKS.keys():
-            yield f"{said} {_RTX_LACKS[option]}: {_named(option)}"
+            yield f"{said} {_RTX_LACKS[option]}: {option_name(option)}"
     for option, flag in FLAGS.items():
         if getattr(options, option) and not hasattr(api.BuilderFlag, flag):
-            yield f"{said} has no {flag}: {_named(option)}"
+            yield f"{said} has no {flag}: {option_name(option)}"
     if options.tiling is not None and not hasattr(api, "TilingOptimizationLevel"):
-        yield f"{said} has no tiling: {_named('tiling')}"
+        yield f"{said} has no tiling: {option_name('tiling')}"
     level = LEVELS[options.hardware_compatibility]
     if level != "NONE" and not hasattr(api.HardwareCompatibilityLevel, level):
-        yield f"{said} has no {level}: {_named('hardware_compatibility')}"
+        yield f"{said} has no {level}: {option_name('hardware_compatibility')}"
     if options.dla_core is not None:
         yield from _lacking_on_dla(said, builder, network, options.dla_core)
 
@@ -91,12 +91,7 @@ def _lacking_on_dla(said: str, builder: Any, network: Any, core: int) -> Iterato
     cores = builder.num_DLA_cores
     if core >= cores:
         has = f"sees {cores} DLA cores, not number {core}" if cores else "drives no DLA on this device"
-        yield f"{said} {has}: {_named('dla_core')}"
+        yield f"{said} {has}: {option_name('dla_core')}"
     dynamic = [tensor for tensor in map(network.get_input, range(network.num_inputs)) if -1 in tuple(tensor.shape)]
     if dynamic:
-        yield f"the DLA takes no dynamic axis, and input '{dynamic[0].name}' has one: {_named('dla_core')}"
-
-
-def _named(option: str) -> str:
-    """The option as the command line calls it."""
-    return "--dla" if option == "dla_core" else f"--{option.replace('_', '-')}"
+        yield f"the DLA takes no dynamic axis, and input '{dynamic[0].name}' has one: {option_name('dla_core')}"

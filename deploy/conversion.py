@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from textwrap import indent
 
 import onnx
 from pydantic import Field
@@ -15,16 +16,18 @@ from calibration.samples import SampleSource, random_inputs
 from deploy import bench, environment, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE
+from deploy.build_options import BuildOptions
 from deploy.bundle import staged
 from deploy.export import failed_ways
 from deploy.finish import seal
-from deploy.gates import missed_gates
+from deploy.gates import missed_gates, sentences_text
 from deploy.job import Job, Precision, as_source
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.lint import check_rules
 from deploy.manifest import Manifest, Measurement
 from deploy.progress import Progress
 from deploy.report.verdicts import cards
+from deploy.requirements import Requirement
 from exporters.checkpoint import LoadOptions
 from exporters.improvement import Improvement
 from exporters.passes.type_floats import IoTypes
@@ -62,8 +65,7 @@ def _lines(bundle: BundleResult) -> Iterator[str]:
     yield f"{bundle.path}"
     for card in cards(bundle.manifest):
         yield f"  {card.title}: {card.headline} ({card.origin})"
-    for sentence in bundle.manifest.gates_missed:
-        yield f"  Gate missed: {sentence}"
+    yield from indent(sentences_text(bundle.manifest.gates_missed, bundle.manifest.plan), "  ").splitlines()
     yield f"  report: {bundle.path / 'report.html'}"
 
 
@@ -82,6 +84,8 @@ def convert(
     method: Method | None = None,
     scales: str | Path | None = None,
     improve: Sequence[Improvement] = (),
+    build: BuildOptions | None = None,
+    required: Sequence[Requirement] = (),
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -103,6 +107,8 @@ def convert(
         method: how the range of an activation is found on the samples; by default nothing is clipped.
         scales: the file of `gpusq calibrate`, instead of measuring.
         improve: what is done so that less is lost by the quantizers that are placed; most need `data`.
+        build: what is asked of the builders of engines.
+        required: what the engines must come to, beside what is required by default.
         progress: is told what each stage found.
 
     Raises:
@@ -123,6 +129,8 @@ def convert(
         method=method or Method(),
         scales_file=None if scales is None else Path(scales),
         improve=tuple(improve),
+        build=build or BuildOptions(),
+        required=tuple(required),
     )
     job.load(devices.values())
     job.note_sources()
@@ -149,7 +157,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     progress.found("sparsity", f"{said} {summary(layers)}")
 
     with progress.working(f"building for {device.title}"):
-        built = building.build(bundle, device, name=str(job.out / bundle.name))
+        built = building.build(bundle, device, name=str(job.out / bundle.name), options=job.build)
     progress.found("build", f"{said} {building.summary(built)}")
     if built.plan:
         progress.found("plan", f"{said} {building.plan_summary(built.plan)}")
@@ -163,7 +171,13 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         progress.found("bench", f"{said} {bench.summary(measured)}")
 
     missed = missed_gates(
-        layers, built.plan, verified, given_samples=job.data is not None, float_type=target.float_type
+        built.plan,
+        verified,
+        given_samples=job.data is not None,
+        float_type=target.float_type,
+        placement=job.placement,
+        engines=built.engines,
+        required=job.required,
     )
     for sentence in missed:
         progress.found("gate missed", f"{said} {sentence}")
@@ -191,6 +205,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         plan=built.plan,
         verified=verified,
         measured=measured,
+        required=job.required_on_device,
         gates_missed=missed,
         files={},
     )

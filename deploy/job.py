@@ -18,9 +18,11 @@ from calibration.probes import Feed
 from calibration.ranges import measure_amax
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
 from deploy import verify
+from deploy.build_options import BuildOptions
 from deploy.bundle import hash_checkpoint
 from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
+from deploy.requirements import Requirement
 from deploy.scales_file import Scales, read_scales
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
@@ -57,6 +59,8 @@ class Job:
     method: Method = field(default_factory=Method)
     scales_file: Path | None = None
     improve: tuple[Improvement, ...] = ()
+    build: BuildOptions = field(default_factory=BuildOptions)
+    required: tuple[Requirement, ...] = ()
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -166,6 +170,13 @@ class Job:
         if self.asked_placement is not None:
             return self.asked_placement
         return "w8a8-linear" if self.precision == "int8" and not self.student.quantized else "as-trained"
+
+    @property
+    def required_on_device(self) -> tuple[str, ...]:
+        """What the engine that is built on the device must come to: what was asked, and what the placement is for."""
+        sparse = [Requirement("sparse", 1)] if self.placement == "sparse-int8" else []
+        asked = {requirement.what for requirement in self.required}
+        return tuple(map(str, (*self.required, *(each for each in sparse if each.what not in asked))))
 
     def target(self, device: Device) -> Target:
         """What the graph is made for on `device`."""

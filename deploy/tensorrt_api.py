@@ -38,12 +38,13 @@ class ShapeRange:
 
 @dataclass(frozen=True)
 class Built:
-    """A compiled engine and what the compiler said while compiling it."""
+    """A compiled engine, what the compiler said while compiling it, and what its inspector says of it on a GPU."""
 
     engine: bytes
     log: tuple[str, ...]
     runtime: str
     runtime_version: str
+    layers: str | None = None
 
 
 def has_api(runtime: str) -> bool:
@@ -137,7 +138,18 @@ def _build(
         )
     if timing_cache is not None:
         save_timing_cache(trt, config, timing_cache)
-    return Built(bytes(engine), tuple(logger.messages), runtime, str(trt.__version__))
+    layers = None if compute_capability is not None else _inspect(trt, logger, bytes(engine))
+    return Built(bytes(engine), tuple(logger.messages), runtime, str(trt.__version__), layers)
+
+
+def _inspect(trt: Any, logger: Any, built: bytes) -> str | None:
+    """What the inspector says of the engine, as JSON; None where it cannot be loaded."""
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(built)
+    if engine is None:
+        return None
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _collecting_logger(trt: Any) -> Any:

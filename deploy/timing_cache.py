@@ -18,6 +18,11 @@ from deploy.builder_config import RTX
 _log = logging.getLogger(__name__)
 
 
+def default_folder() -> Path:
+    """`gpusq/timing` in the user's cache folder (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpusq" / "timing"
+
+
 def timing_cache_file(folder: Path, *, gpu: str, cuda: str, version: str) -> Path:
     """The file in `folder` for a GPU, a release of CUDA and a version of TensorRT."""
     return (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploy.commands.build_options import build_options, require_option
 from deploy.commands.options import PATH, PRECISIONS, data_options, graph_options, json_option, student_options
 from deploy.commands.printing import GATE_MISSED, progress, tell
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 )
 @data_options
 @graph_options
+@build_options
+@require_option
 @click.option("--baseline", type=PATH, help="Dense checkpoint to measure against, in FP32.")
 @json_option
 def convert(
@@ -39,6 +42,8 @@ def convert(
     precision: Any,
     data: Any,
     graph: dict[str, Any],
+    build: Any,
+    required: Any,
     baseline: Path | None,
     as_json: bool,
 ) -> None:
@@ -54,6 +59,8 @@ def convert(
             precision=precision,
             data=data,
             baseline=baseline,
+            build=build,
+            required=required,
             progress=progress(),
             **graph,
         ),
