@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 
 from deploy import tensorrt_api
+from deploy.build_options import BuildOptions
 from deploy.manifest import Plan
 from deploy.plan import read_plan
 from deploy.tensorrt_api import Built, ShapeRange
@@ -35,6 +37,7 @@ def compile_ahead(
     *,
     batch: ShapeRange | None = None,
     usual: Mapping[str, Sequence[int]] | None = None,
+    options: BuildOptions | None = None,
     graph: ir.Model | None = None,
 ) -> Compiled:
     """Compile the ONNX file `model` for `target`.
@@ -44,6 +47,7 @@ def compile_ahead(
         target: the compute capability.
         batch: the batch sizes that the engine must take.
         usual: the shapes of inputs that vary in more axes than the first.
+        options: what else is asked; the shapes in it go before `batch` and `usual`.
         graph: the graph in `model`, where it was read already.
 
     Raises:
@@ -51,19 +55,22 @@ def compile_ahead(
     """
     graph = graph or ir.load(model)
     batch = batch or ShapeRange()
-    capability = target.compute_capability
-    built = tensorrt_api.build_engine(model, RUNTIME, compute_capability=capability, batch=batch, usual=usual)
+    options = options or BuildOptions()
+    build = partial(
+        tensorrt_api.build_engine, model, RUNTIME, compute_capability=target.compute_capability, usual=usual
+    )
+    built = build(batch=batch, options=options)
     sized = None
     if _is_dynamic(graph):
         fixed = ShapeRange(batch.usual, batch.usual, batch.usual)
-        sized = tensorrt_api.build_engine(model, RUNTIME, compute_capability=capability, batch=fixed, usual=usual).log
+        sized = build(batch=fixed, options=options.at_usual()).log
     plan = read_plan(
         built.log,
         graph,
         source=f"TensorRT-RTX {built.runtime_version}, ahead of time",
-        target=capability,
+        target=target.compute_capability,
         sized=sized,
-        sizes=_sizes(graph, batch.usual, usual or {}),
+        sizes=_sizes(graph, batch.usual, usual or {}) | {given.name: given.usual for given in options.shapes},
     )
     return Compiled(built, plan)
 

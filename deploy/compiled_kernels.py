@@ -27,7 +27,9 @@ from dataclasses import dataclass
 
 from profiles.errors import GpusqError
 
-_ATTENTION = re.compile("_gem[mv]_mha")
+ATTENTION = re.compile("_gem[mv]_mha")
+# sm80_xmma_sparse_gemm_f16f16_…_sptensor16x8x32_…, sm80_xmma_fprop_sparse_conv_…
+_SPARSE = re.compile("_spars|sptensor|spmma", re.IGNORECASE)
 GEMM_KINDS = ("gemm", "fused-gemm", "convolution")
 _KINDS = {
     "gemm": "gemm",
@@ -40,13 +42,13 @@ _KINDS = {
     "maxpool": "pooling",
     "avgpool": "pooling",
 }
-_NO_KERNELS = frozenset({"signal", "wait", "shape_call"})
+NO_KERNELS = frozenset({"signal", "wait", "shape_call"})
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
-    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?Metadata: (?P<meta>.*)"
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>[^,]*).*?Metadata: (?P<meta>.*)"
 )
 _TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\], Strides: \[([-\d,]*)\],.*?Datatype: (\w+)")
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _BITS = {
     "Float": 32,
     "Half": 16,
@@ -83,7 +85,7 @@ class CompiledTensor:
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """A kernel, its tensors, and the names of the ONNX nodes that it computes."""
+    """A kernel, its tensors, the names of the ONNX nodes that it computes, and what its maker calls it."""
 
     name: str
     kind: str
@@ -91,6 +93,12 @@ class CompiledKernel:
     constants: tuple[CompiledTensor, ...]
     outputs: tuple[CompiledTensor, ...]
     nodes: tuple[str, ...]
+    tactic: str = ""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether its maker's name for it is that of a kernel for sparse weights."""
+        return _SPARSE.search(self.tactic) is not None
 
     @property
     def bytes_in(self) -> int | None:
@@ -138,11 +146,13 @@ def read_kernels(log: Sequence[str]) -> Iterator[CompiledKernel]:
         )
     for line in listing.splitlines():
         match = _LAYER.match(line)
-        if match is None or match["type"] in _NO_KERNELS:
+        if match is None or match["type"] in NO_KERNELS:
             continue
-        kind = "attention" if _ATTENTION.search(match["name"]) else _KINDS.get(match["type"], "other")
+        kind = "attention" if ATTENTION.search(match["name"]) else _KINDS.get(match["type"], "other")
         inputs, constants, outputs = (tuple(_tensors(match[key])) for key in ("inputs", "constants", "outputs"))
-        yield CompiledKernel(match["name"], kind, inputs, constants, outputs, tuple(_NODE.findall(match["meta"])))
+        yield CompiledKernel(
+            match["name"], kind, inputs, constants, outputs, tuple(ONNX_NODE.findall(match["meta"])), match["tactic"]
+        )
 
 
 def _tensors(text: str) -> Iterator[CompiledTensor]:

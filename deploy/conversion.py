@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from textwrap import indent
 from typing import TypeVar
 
 import onnx
@@ -17,19 +18,21 @@ from calibration.samples import SampleSource, random_inputs
 from deploy import bench, environment, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE, BuildResult
+from deploy.build_options import BuildOptions
 from deploy.bundle import PARTIAL, staged
 from deploy.cache import Answer, Cache
 from deploy.cache_key import Key
 from deploy.costly import advice, costly_layers
 from deploy.export import failed_ways
 from deploy.finish import seal
-from deploy.gates import MIN_AGREEMENT, agreement_missed, missed_gates
+from deploy.gates import MIN_AGREEMENT, agreement_missed, missed_gates, sentences_text
 from deploy.job import Job, Precision, as_source
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.lint import check_rules
 from deploy.manifest import Manifest, Measurement, Verification
 from deploy.progress import Progress
 from deploy.report.verdicts import cards
+from deploy.requirements import Requirement
 from deploy.stages import Prepared, build_key, own_code, surgery_key, verify_key
 from exporters.checkpoint import LoadOptions
 from exporters.improvement import Improvement
@@ -72,8 +75,7 @@ def _lines(bundle: BundleResult) -> Iterator[str]:
     yield f"{bundle.path}"
     for card in cards(bundle.manifest):
         yield f"  {card.title}: {card.headline} ({card.origin})"
-    for sentence in bundle.manifest.gates_missed:
-        yield f"  Gate missed: {sentence}"
+    yield from indent(sentences_text(bundle.manifest.gates_missed, bundle.manifest.plan), "  ").splitlines()
     yield f"  report: {bundle.path / 'report.html'}"
 
 
@@ -94,6 +96,8 @@ def convert(
     improve: Sequence[Improvement] = (),
     target_drop: float | None = None,
     cache: Cache | None = None,
+    build: BuildOptions | None = None,
+    required: Sequence[Requirement] = (),
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -118,6 +122,8 @@ def convert(
         target_drop: points of accuracy that may be lost on `data`; the layers that cost more stay float. None: all that
             the placement quantizes is.
         cache: takes what was made before of the same parts, and keeps what is made; nothing is kept without one.
+        build: what is asked of the builders of engines.
+        required: what the engines must come to, beside what is required by default.
         progress: is told what each stage found.
 
     Raises:
@@ -139,6 +145,8 @@ def convert(
         scales_file=None if scales is None else Path(scales),
         improve=tuple(improve),
         target_drop=target_drop,
+        build=build or BuildOptions(),
+        required=tuple(required),
         cache=cache or Cache(None),
         partial=Path(out) / PARTIAL,
     )
@@ -170,11 +178,13 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         progress.found("bench", f"{said} {bench.summary(measured)}")
 
     missed = missed_gates(
-        prepared.layers,
         built.plan,
         verified,
         given_samples=job.data is not None,
         float_type=job.float_type(device),
+        placement=job.placement,
+        engines=built.engines,
+        required=job.required,
     )
     if agreement_missed(verified, given_samples=job.data is not None):
         missed = (*missed, *_costing(job, device))
@@ -206,6 +216,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         plan=built.plan,
         verified=verified,
         measured=measured,
+        required=job.required_on_device,
         gates_missed=missed,
         files={},
     )
@@ -246,9 +257,9 @@ def _prepare(device: Device, bundle: Path, job: Job) -> Prepared:
 def _build(device: Device, bundle: Path, job: Job) -> BuildResult:
     def make() -> BuildResult:
         with job.progress.working(f"building for {device.title}"):
-            return building.build(bundle, device, name=_NAME)
+            return building.build(bundle, device, name=_NAME, options=job.build)
 
-    built = _cached(job, build_key(bundle / MODEL_FILE, device), bundle, make, BuildResult)
+    built = _cached(job, build_key(bundle / MODEL_FILE, device, job.build), bundle, make, BuildResult)
     name = str(job.out / bundle.name)
     missing = (one.model_copy(update={"how": one.how.replace(_NAME, name)}) for one in built.missing)
     return dataclasses.replace(built, missing=tuple(missing))

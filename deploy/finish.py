@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.build import DEVICE_ENGINE, build_on_device
+from deploy.build import DEVICE_ENGINE, Via, build_on_device
+from deploy.build_options import BuildOptions
 from deploy.bundle import hash_file, hash_files, staged_copy
+from deploy.gates import missed_requirements
 from deploy.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, read_manifest
 from deploy.progress import Progress
 from deploy.report import HTML_NAME, MARKDOWN_NAME, report
+from deploy.requirements import Requirement, parse_requirement
 from profiles.errors import GpusqError
 
 
-def finish(bundle: Path, progress: Progress | None = None) -> Manifest:
+def finish(
+    bundle: Path,
+    progress: Progress | None = None,
+    *,
+    options: BuildOptions | None = None,
+    required: Sequence[Requirement] = (),
+    via: Via = "python",
+) -> Manifest:
     """Build the engine that `bundle` lacks and return its new manifest.
+
+    Args:
+        bundle: the folder.
+        progress: is told what goes on.
+        options: what is asked of the builder.
+        required: what the engine must come to, beside what the manifest says.
+        via: what builds it.
 
     Raises:
         GpusqError: it is no bundle, a file in it was changed, nothing is missing, or this host is not the device.
@@ -26,11 +44,18 @@ def finish(bundle: Path, progress: Progress | None = None) -> Manifest:
         if not any(missing.what == DEVICE_ENGINE for missing in manifest.missing):
             raise GpusqError(f"{bundle} has its engine already", hint="convert the checkpoint again to replace it")
         with progress.working(f"building for {manifest.device}"):
-            engine = build_on_device(copy, manifest.device_profile)
+            engine, plan = build_on_device(copy, manifest.device_profile, options, via=via)
+        plan = plan or manifest.plan
+        wanted = (*required, *map(parse_requirement, manifest.required))
+        gates = missed_requirements(
+            plan, (engine,), float_type=manifest.float_type, placement="as-trained", required=wanted
+        )
         manifest = manifest.model_copy(
             update={
                 "engines": (*manifest.engines, engine),
                 "missing": tuple(missing for missing in manifest.missing if missing.what != DEVICE_ENGINE),
+                "plan": plan,
+                "gates_missed": tuple(dict.fromkeys((*manifest.gates_missed, *(each.sentence for each in gates)))),
             }
         )
         return seal(manifest, copy)

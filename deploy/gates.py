@@ -1,30 +1,74 @@
 """Is what came out less than was asked for? Each gate that is missed is one sentence; none is silent.
 
-`convert` writes them into the manifest and the report, and the command line exits with 3.
+`convert` writes them into the manifest and the report, and the command line exits with 3 and shows which layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from deploy.manifest import Layer, Plan, Verification
+from deploy.manifest import Engine, Plan, Verification
+from deploy.requirements import HEADING, Missed, Requirement, Row, default_requirements, missed
+from deploy.text_table import text_table
 
 MIN_AGREEMENT = 0.99
 
 
 def missed_gates(
-    layers: tuple[Layer, ...], plan: Plan | None, verified: Verification, *, given_samples: bool, float_type: str
+    plan: Plan | None,
+    verified: Verification,
+    *,
+    given_samples: bool,
+    float_type: str,
+    placement: str = "as-trained",
+    engines: Sequence[Engine] = (),
+    required: Sequence[Requirement] = (),
 ) -> tuple[str, ...]:
     """Return what is less than was asked for.
 
     Args:
-        layers: the linear layers of the model.
         plan: what the compiler made of it; onnxruntime's is held to nothing, its Gemm has no INT8 kernel.
         verified: how it compares with the student.
         given_samples: whether the user gave the samples; on random ones the classes are near ties.
         float_type: the type of what is not quantized; in float32 no attention is fused.
+        placement: which quantizers were placed.
+        engines: what was built.
+        required: what the user requires beside what is required by default.
     """
-    return (*_numbers(verified, given_samples=given_samples), *_kernels(layers, plan, float_type))
+    found = missed_requirements(plan, engines, float_type=float_type, placement=placement, required=required)
+    return (*_numbers(verified, given_samples=given_samples), *(each.sentence for each in found))
+
+
+def missed_requirements(
+    plan: Plan | None, engines: Sequence[Engine], *, float_type: str, placement: str, required: Sequence[Requirement]
+) -> tuple[Missed, ...]:
+    """The requirements that a build does not meet: the user's, and by default those of nothing less than asked.
+
+    What the user says of something goes before the default.
+    """
+    said = {requirement.what for requirement in required}
+    default = default_requirements(plan, engines, float_type=float_type, placement=placement)
+    wanted = [*required, *(requirement for requirement in default if requirement.what not in said)]
+    return tuple(missed(wanted, plan, engines))
+
+
+def to_text(found: Iterable[tuple[str, Sequence[Row]]]) -> str:
+    """For the terminal: each sentence, and below it which layers, and why."""
+    return "\n".join(part for sentence, rows in found for part in _parts(sentence, rows))
+
+
+def sentences_text(sentences: Sequence[str], plan: Plan | None) -> str:
+    """The gates that a manifest says are missed, with the layers of those that are about layers."""
+    engines: tuple[Engine, ...] = ()
+    known = missed_requirements(plan, engines, float_type="float16", placement="as-trained", required=())
+    rows = {each.sentence: each.rows for each in known}
+    return to_text((sentence, rows.get(sentence, ())) for sentence in sentences)
+
+
+def _parts(sentence: str, rows: Sequence[Row]) -> Iterator[str]:
+    yield f"Gate missed: {sentence}"
+    if rows:
+        yield text_table([HEADING, *rows])
 
 
 def agreement_missed(verified: Verification, *, given_samples: bool) -> bool:
@@ -37,14 +81,3 @@ def _numbers(verified: Verification, *, given_samples: bool) -> Iterator[str]:
         yield f"the model and the student agree on {100 * verified.agreement:.1f} % of the samples, less than 99 %"
     if verified.float16 is not None and not verified.float16.finite:
         yield "the model overflows in float16; convert with --precision fp32"
-
-
-def _kernels(layers: tuple[Layer, ...], plan: Plan | None, float_type: str) -> Iterator[str]:
-    if plan is None or plan.target == "cpu":
-        return
-    asked = sum(layer.weight_type == layer.activation_type == "int8" for layer in layers)
-    if plan.linear_gemms_int8 < asked:
-        yield f"{plan.linear_gemms_int8} of {asked} INT8 layers were compiled to INT8 GEMMs"
-    unfused = [attention.module for attention in plan.attentions if not attention.fused]
-    if unfused and float_type != "float32":
-        yield f"the attention of {unfused[0]} is not fused" + (f" (and {len(unfused) - 1} more)" if unfused[1:] else "")

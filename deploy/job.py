@@ -24,10 +24,12 @@ from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, lo
 from calibration.search_memory import Memory
 from calibration.weight_scales import WeightMethod
 from deploy import verify
+from deploy.build_options import BuildOptions
 from deploy.bundle import hash_checkpoint, hash_file
 from deploy.cache import Cache
 from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
+from deploy.requirements import Requirement
 from deploy.scales_file import Scales, read_scales
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
@@ -71,6 +73,8 @@ class Job:
     scales_file: Path | None = None
     improve: tuple[Improvement, ...] = ()
     target_drop: float | None = None
+    build: BuildOptions = field(default_factory=BuildOptions)
+    required: tuple[Requirement, ...] = ()
     cache: Cache = field(default_factory=lambda: Cache(None))
     partial: Path | None = None
     _resumes: list[Resume] = field(init=False, default_factory=list)
@@ -184,6 +188,13 @@ class Job:
         if self.asked_placement is not None:
             return self.asked_placement
         return "w8a8-linear" if self.precision == "int8" and not self.student.quantized else "as-trained"
+
+    @property
+    def required_on_device(self) -> tuple[str, ...]:
+        """What the engine that is built on the device must come to: what was asked, and what the placement is for."""
+        sparse = [Requirement("sparse", 1)] if self.placement == "sparse-int8" else []
+        asked = {requirement.what for requirement in self.required}
+        return tuple(map(str, (*self.required, *(each for each in sparse if each.what not in asked))))
 
     def target(self, device: Device) -> Target:
         """What the graph is made for on `device`."""

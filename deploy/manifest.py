@@ -119,6 +119,16 @@ class BlockAttention(Record):
     node: str = Field(default="", description="Its node, where a module has several.")
 
 
+class CompiledLayer(Record):
+    """A layer with a constant weight as it was asked for and as it was compiled."""
+
+    module: str
+    asked: tuple[str, str] = Field(description="ONNX types of its operands: activation, then weight; int8 by Q/DQ.")
+    compiled: tuple[str, ...] = Field(description="The compiler's types of its kernel's; empty where it is no GEMM.")
+    kernel: str = Field(description="The kernel that computes it; empty where none was found.")
+    sparse: bool = Field(default=False, description="Whether that is a kernel for sparse weights, by its name.")
+
+
 class Plan(Record):
     """The compiled kernels, read back from the compiler."""
 
@@ -139,6 +149,8 @@ class Plan(Record):
         default=None, description="Each kernel's distinct inputs, constants and outputs: an upper bound, caches aside."
     )
     sizes: dict[str, tuple[int, ...]] = Field(default={}, description="The inputs' shapes that the bytes hold for.")
+    layers: tuple[CompiledLayer, ...] = Field(default=(), description="Empty in older manifests, and for a CPU.")
+    sparse_kernels: int | None = Field(default=None, description="Kernels for sparse weights, by their names.")
 
 
 class Engine(Record):
@@ -153,6 +165,9 @@ class Engine(Record):
     built_on: str | None = Field(default=None, description="The GPU, driver and JetPack that built it; None for a CPU.")
     sparse_eligible: int | None = Field(default=None, description="Layers that TensorRT's log calls eligible.")
     sparse_chosen: int | None = Field(default=None, description="Layers for which it chose a sparse kernel.")
+    dla_fallbacks: tuple[str, ...] = Field(default=(), description="Layers that the DLA left to the GPU.")
+    tactics_skipped: int = Field(default=0, description="Kernels that were not tried, for want of memory.")
+    options: dict[str, Any] = Field(default={}, description="The build options that were not the default.")
 
 
 class Missing(Record):
@@ -273,6 +288,7 @@ class Manifest(Record):
     verified: Verification | None
     measured: Measurement | None
     predicted: tuple[Prediction, ...] = ()
+    required: tuple[str, ...] = Field(default=(), description="What the engine on the device must come to.")
     gates_missed: tuple[str, ...] = Field(description="What is less than was asked for; empty where nothing is.")
     files: dict[str, FileEntry]
 

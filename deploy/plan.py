@@ -14,9 +14,9 @@ from difflib import SequenceMatcher
 import onnx_ir as ir
 
 from deploy.compiled_kernels import GEMM_KINDS, CompiledKernel, read_kernels
-from deploy.manifest import BlockAttention, Kernel, Plan
+from deploy.manifest import BlockAttention, CompiledLayer, Kernel, Plan
 from exporters.attentions import find_attentions
-from exporters.linears import find_linears
+from exporters.linears import Linear, find_linears
 from exporters.module_names import MODULE_KEY, label_of
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -48,9 +48,35 @@ def read_plan(
     """
     compiled = list(read_kernels(log))
     measured = compiled if sized is None else list(read_kernels(sized))
+    return plan_of(compiled, model, source=source, target=target, measured=measured, sizes=sizes, log=log)
+
+
+def plan_of(
+    compiled: Sequence[CompiledKernel],
+    model: ir.Model,
+    *,
+    source: str,
+    target: str,
+    measured: Sequence[CompiledKernel] | None = None,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
+    log: Sequence[str] = (),
+) -> Plan:
+    """Return what the `compiled` kernels mean for the layers of `model`.
+
+    Args:
+        compiled: the kernels.
+        model: the graph that was compiled.
+        source: the compiler and its version.
+        target: what it compiled for.
+        measured: the kernels for inputs of the shapes `sizes`, which tell the bytes; None where `compiled` does.
+        sizes: the shapes of the inputs that the bytes are for.
+        log: what the compiler said of its memory.
+    """
+    measured = compiled if measured is None else measured
     kernels = tuple(_kernels(compiled, measured, model))
+    linears = list(find_linears(model.graph))
     gemm_of = {node: kernel for kernel in compiled if kernel.kind in GEMM_KINDS for node in kernel.nodes}
-    linears = _found(gemm_of, (x.node for x in find_linears(model.graph) if x.kind == "gemm"))
+    gemms = _found(gemm_of, (x.node for x in linears if x.kind == "gemm"))
     convolutions = _found(gemm_of, (n for n in model.graph if n.op_type in _CONVOLUTIONS and not n.domain))
     return Plan(
         source=source,
@@ -58,16 +84,35 @@ def read_plan(
         kernels=kernels,
         gemms_by_type=_by_type(compiled, ("gemm", "fused-gemm")),
         convolutions_by_type=_by_type(compiled, ("convolution",)),
-        linear_gemms=len(linears),
-        linear_gemms_int8=linears.count("Int8"),
+        linear_gemms=len(gemms),
+        linear_gemms_int8=gemms.count("Int8"),
         convolutions=len(convolutions),
         convolutions_int8=convolutions.count("Int8"),
         attentions=tuple(_attentions(compiled, model)),
         kernels_per_block=dict(Counter(block for k in kernels if (block := _block(k.modules)))),
         bytes_moved=_bytes_moved(measured),
         sizes=dict(sizes or {}),
+        layers=tuple(_layers(linears, gemm_of, compiled)),
+        sparse_kernels=sum(kernel.sparse for kernel in compiled),
         **{field: _memory(log, label) for field, label in _MEMORY.items()},
     )
+
+
+def _layers(
+    linears: Iterable[Linear], gemm_of: Mapping[str, CompiledKernel], compiled: Iterable[CompiledKernel]
+) -> Iterator[CompiledLayer]:
+    """Each layer with a constant weight: the types that its Q/DQ ask for, and those of the kernel that computes it."""
+    part_of = {node: kernel for kernel in compiled for node in kernel.nodes}
+    for linear in linears:
+        name = linear.node.name or ""
+        kernel = gemm_of.get(name) or part_of.get(name)
+        yield CompiledLayer(
+            module=linear.module,
+            asked=(linear.activation_type, linear.weight_type),
+            compiled=kernel.operands if kernel else (),
+            kernel=kernel.name if kernel else "",
+            sparse=kernel.sparse if kernel else False,
+        )
 
 
 def _kernels(

@@ -5,9 +5,7 @@ comparing versions:
 
 * `tensorrt_rtx` compiles ahead of time for a compute capability, without a GPU; `tensorrt` builds for the host's GPU.
 * TensorRT 10 needs the STRONGLY_TYPED creation flag; TensorRT 11 ignores it, TensorRT-RTX knows nothing else.
-* SPARSE_WEIGHTS is set wherever it exists; TensorRT-RTX accepts it and ignores it.
-
-TF32 is always cleared, so that float32 means float32.
+* what a build asks for beyond that is set by `builder_config`, or refused.
 """
 
 from __future__ import annotations
@@ -20,6 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from deploy.build_options import BuildOptions, InputRange
+from deploy.builder_config import configure
+from deploy.timing_cache import load_timing_cache, save_timing_cache
 from profiles.errors import GpusqError
 
 _log = logging.getLogger(__name__)
@@ -37,21 +38,21 @@ class ShapeRange:
 
 @dataclass(frozen=True)
 class Built:
-    """A compiled engine and what the compiler said while compiling it."""
+    """A compiled engine, what the compiler said while compiling it, and what its inspector says of it on a GPU."""
 
     engine: bytes
     log: tuple[str, ...]
     runtime: str
     runtime_version: str
+    layers: str | None = None
 
 
 def has_api(runtime: str) -> bool:
     """Whether the Python package of `runtime` can be imported here."""
     try:
-        import_api(runtime)
+        return hasattr(import_api(runtime), "Builder")  # a package of type stubs imports as an empty module
     except ImportError:
         return False
-    return True
 
 
 def import_api(runtime: str) -> ModuleType:
@@ -66,6 +67,8 @@ def build_engine(
     compute_capability: str | None = None,
     batch: ShapeRange | None = None,
     usual: Mapping[str, Sequence[int]] | None = None,
+    options: BuildOptions | None = None,
+    timing_cache: Path | None = None,
 ) -> Built:
     """Compile the ONNX file `model`.
 
@@ -75,24 +78,38 @@ def build_engine(
         compute_capability: such as `SM80`, to compile ahead of time; None builds for the GPU of this host.
         batch: the sizes that the engine must take for every dynamic axis, but for those that `usual` tells.
         usual: the shapes of inputs; a dynamic axis other than the first has just the length that it has there.
+        options: what else is asked; the shapes in it go before `batch` and `usual`.
+        timing_cache: the file of timings to read and to write; None keeps none.
 
     Raises:
-        GpusqError: the parser or the builder refused the model; their first error is in the message.
+        GpusqError: the parser or the builder refused the model, with their first error in the message, or this
+            runtime lacks an option.
     """
     try:
-        return _build(model, runtime, compute_capability, batch or ShapeRange(), usual or {})
+        ranges = _Ranges(batch or ShapeRange(), usual or {}, options.shapes if options else ())
+        return _build(model, runtime, compute_capability, ranges, options or BuildOptions(), timing_cache)
     except GpusqError as error:
         # Its frames hold TensorRT's objects. Kept with the error, they would die whenever Python collects garbage: also
         # inside the log call of another build, which holds the lock that they need.
         raise error.with_traceback(None) from None
 
 
+@dataclass(frozen=True)
+class _Ranges:
+    """What is known of the inputs' shapes."""
+
+    batch: ShapeRange
+    usual: Mapping[str, Sequence[int]]
+    given: Sequence[InputRange]
+
+
 def _build(
     model: Path,
     runtime: str,
     compute_capability: str | None,
-    batch: ShapeRange,
-    usual: Mapping[str, Sequence[int]],
+    ranges: _Ranges,
+    options: BuildOptions,
+    timing_cache: Path | None,
 ) -> Built:
     trt: Any = import_api(runtime)
     logger = _collecting_logger(trt)
@@ -106,13 +123,12 @@ def _build(
             hint="choose a profile with a newer runtime; `gpusq -v …` shows the parser's whole log",
         )
     config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 was asked for, not a ten-bit mantissa
-    if hasattr(trt.BuilderFlag, "SPARSE_WEIGHTS"):
-        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    configure(trt, builder, network, config, options)
+    if timing_cache is not None:
+        load_timing_cache(trt, config, timing_cache)
     if compute_capability is not None:
         _target(trt, config, compute_capability)
-    if config.add_optimization_profile(_optimization_profile(builder, network, batch, usual)) < 0:
+    if config.add_optimization_profile(_optimization_profile(builder, network, ranges)) < 0:
         raise RuntimeError(f"{runtime} refused the optimization profile: {logger.first_error()}")
     engine = builder.build_serialized_network(network, config)
     if engine is None:
@@ -120,7 +136,20 @@ def _build(
             f"{runtime} {trt.__version__} could not build {model.name}: {logger.first_error()}",
             hint="`gpusq -v …` shows the compiler's whole log",
         )
-    return Built(bytes(engine), tuple(logger.messages), runtime, str(trt.__version__))
+    if timing_cache is not None:
+        save_timing_cache(trt, config, timing_cache)
+    layers = None if compute_capability is not None else _inspect(trt, logger, bytes(engine))
+    return Built(bytes(engine), tuple(logger.messages), runtime, str(trt.__version__), layers)
+
+
+def _inspect(trt: Any, logger: Any, built: bytes) -> str | None:
+    """What the inspector says of the engine, as JSON; None where it cannot be loaded."""
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(built)
+    if engine is None:
+        return None
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _collecting_logger(trt: Any) -> Any:
@@ -161,13 +190,34 @@ def _target(trt: Any, config: Any, compute_capability: str) -> None:
         raise RuntimeError(f"{trt.__name__} refused {compute_capability}")
 
 
-def _optimization_profile(builder: Any, network: Any, batch: ShapeRange, usual: Mapping[str, Sequence[int]]) -> Any:
+def _optimization_profile(builder: Any, network: Any, ranges: _Ranges) -> Any:
     profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        sizes = (batch.smallest, batch.usual, batch.largest)
-        profile.set_shape(tensor.name, *[_sized(tensor.shape, size, usual.get(tensor.name)) for size in sizes])
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    given = {each.name: each for each in ranges.given}
+    for name in given.keys() - {tensor.name for tensor in tensors}:
+        raise GpusqError(
+            f"the model has no input '{name}'", hint=f"its inputs are: {', '.join(tensor.name for tensor in tensors)}"
+        )
+    for tensor in tensors:
+        if tensor.name in given:
+            shapes = _checked(given[tensor.name], tensor.shape)
+        else:
+            usual, batch = ranges.usual.get(tensor.name), ranges.batch
+            sizes = (batch.smallest, batch.usual, batch.largest)
+            shapes = [_sized(tensor.shape, size, usual) for size in sizes]
+        profile.set_shape(tensor.name, *shapes)
     return profile
+
+
+def _checked(given: InputRange, shape: Sequence[int]) -> list[list[int]]:
+    """The three shapes of `given`, if they fit `shape`, where -1 is dynamic."""
+    shapes = [list(each) for each in (given.smallest, given.usual, given.largest)]
+    if any(len(each) != len(shape) for each in shapes) or any(
+        dim not in (-1, length) for each in shapes for dim, length in zip(shape, each, strict=True)
+    ):
+        written = "x".join("?" if dim < 0 else str(dim) for dim in shape)
+        raise GpusqError(f"--shapes {given.name}: the input is {written}", hint="only the axes with ? may be chosen")
+    return shapes
 
 
 def _sized(shape: Sequence[int], batch: int, usual: Sequence[int] | None) -> list[int]:

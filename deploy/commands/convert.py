@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploy.commands.build_options import build_options, require_option
 from deploy.commands.options import (
     PATH,
     PRECISIONS,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 )
 @data_options
 @graph_options
+@build_options
+@require_option
 @click.option("--baseline", type=PATH, help="Dense checkpoint to measure against, in FP32.")
 @cache_options
 @explain_option
@@ -51,6 +54,8 @@ def convert(
     precision: Any,
     data: Any,
     graph: dict[str, Any],
+    build: Any,
+    required: Any,
     baseline: Path | None,
     cache: Cache,
     explain: bool,
@@ -66,6 +71,8 @@ def convert(
         options=options,
         precision=precision,
         data=data,
+        build=build,
+        required=required,
         baseline=baseline,
         cache=cache,
         progress=progress(),

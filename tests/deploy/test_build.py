@@ -9,6 +9,7 @@ import pytest
 from deploy import build as building
 from deploy import environment, tensorrt_api
 from deploy.build import build, build_on_device, summary
+from deploy.build_options import BuildOptions
 from deploy.bundle import hash_files
 from deploy.finish import finish
 from deploy.tensorrt_api import ShapeRange, build_engine
@@ -114,17 +115,22 @@ def test_finishing_puts_the_engine_into_manifest_and_report(
     real = tensorrt_api.build_engine
     monkeypatch.setattr(building, "gpus", lambda: (environment.Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.65"),))
     monkeypatch.setattr(tensorrt_api, "has_api", lambda runtime: True)
+    monkeypatch.setattr(tensorrt_api, "versions", lambda: {"tensorrt": "10.3.0"})
     monkeypatch.setattr(
-        tensorrt_api, "build_engine", lambda model, runtime: real(model, "tensorrt-rtx", compute_capability="SM80")
+        tensorrt_api,
+        "build_engine",
+        lambda model, runtime, **asked: real(model, "tensorrt-rtx", compute_capability="SM80", **asked),
     )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle = tmp_path / "a100"
     shutil.copytree(bundles["a100"], bundle)
-    manifest = finish(bundle)
+    manifest = finish(bundle, options=BuildOptions(sparse=False))
     assert manifest.missing == ()
     assert [engine.file for engine in manifest.engines] == ["engine.sm80.rtx", "engine.tensorrt"]
     assert (bundle / "engine.tensorrt").stat().st_size == manifest.files["engine.tensorrt"].bytes
     assert manifest.engines[1].built_on == "NVIDIA A100-SXM4-80GB, driver or Jetson Linux 580.65"
     assert manifest.engines[1].sparse_chosen is None
+    assert manifest.engines[1].options == {"sparse": False}
     assert "Layers:" in (bundle / "engine.tensorrt.log").read_text()
     assert "engine.tensorrt" in (bundle / "report.md").read_text()
     assert manifest.files == hash_files(bundle)

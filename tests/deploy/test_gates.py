@@ -2,22 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.gates import missed_gates
-from deploy.manifest import BlockAttention, Float16Check, Layer, Plan, Verification
-from exporters.sparsity import Sparsity
+from deploy.gates import missed_gates, sentences_text
+from deploy.manifest import BlockAttention, CompiledLayer, Float16Check, Plan, Verification
+from deploy.requirements import parse_requirement
 
-SPARSITY = Sparsity("2:4", 0, 0.5, 0, eligible=True, reason="")
-INT8 = Layer(
-    module="fc",
-    k=32,
-    n=32,
-    weight_type="int8",
-    activation_type="int8",
-    input_scale=0.1,
-    weight_scale_min=0.1,
-    weight_scale_max=0.1,
-    sparsity=SPARSITY,
-)
+INT8 = CompiledLayer(module="fc", asked=("int8", "int8"), compiled=("Int8", "Int8"), kernel="k")
+HALF = CompiledLayer(module="fc2", asked=("int8", "int8"), compiled=("Half", "Half"), kernel="k")
 PLAN = Plan(
     source="a compiler",
     target="SM80",
@@ -27,6 +17,7 @@ PLAN = Plan(
     linear_gemms_int8=2,
     attentions=(BlockAttention(module="blocks.0.attn", fused=True), BlockAttention(module="blocks.1.attn", fused=True)),
     kernels_per_block={},
+    layers=(INT8, INT8),
 )
 VERIFIED = Verification(
     samples="samples",
@@ -46,7 +37,7 @@ VERIFIED = Verification(
 def missed(
     plan: Plan | None = PLAN, verified: Verification = VERIFIED, *, given_samples: bool = True
 ) -> tuple[str, ...]:
-    return missed_gates((INT8, INT8), plan, verified, given_samples=given_samples, float_type="float16")
+    return missed_gates(plan, verified, given_samples=given_samples, float_type="float16")
 
 
 def test_nothing_is_missed_where_all_is_as_asked() -> None:
@@ -55,13 +46,13 @@ def test_nothing_is_missed_where_all_is_as_asked() -> None:
 
 
 def test_gemm_that_is_not_int8_is_missed() -> None:
-    assert missed(PLAN.model_copy(update={"linear_gemms_int8": 1})) == (
+    assert missed(PLAN.model_copy(update={"layers": (INT8, HALF)})) == (
         "1 of 2 INT8 layers were compiled to INT8 GEMMs",
     )
 
 
 def test_onnxruntimes_plan_is_held_to_nothing() -> None:
-    assert missed(PLAN.model_copy(update={"linear_gemms_int8": 1, "target": "cpu"})) == ()
+    assert missed(PLAN.model_copy(update={"layers": (HALF,), "target": "cpu"})) == ()
 
 
 def test_attention_that_is_not_fused_is_missed_by_name() -> None:
@@ -81,3 +72,21 @@ def test_overflow_in_float16_is_missed() -> None:
     check = Float16Check(count=64, finite=False, agreement=0.0, max_abs_difference=None)
     (found,) = missed(verified=VERIFIED.model_copy(update={"float16": check}))
     assert "overflows in float16" in found
+
+
+def test_what_the_user_requires_goes_before_the_default() -> None:
+    plan = PLAN.model_copy(update={"layers": (INT8, HALF)})
+    required = (parse_requirement("int8-gemms=50%"),)
+    assert missed_gates(plan, VERIFIED, given_samples=True, float_type="float16", required=required) == ()
+
+
+def test_the_table_names_the_layers_of_a_sentence() -> None:
+    plan = PLAN.model_copy(update={"layers": (INT8, HALF)})
+    text = sentences_text(missed(plan), plan)
+    assert text.splitlines()[0] == "Gate missed: 1 of 2 INT8 layers were compiled to INT8 GEMMs"
+    assert text.splitlines()[-1].split() == [
+        "fc2",
+        "int8×int8",
+        "Half×Half",
+        *["its", "weight", "is", "dequantized", "before", "the", "product"],
+    ]

@@ -1,0 +1,112 @@
+"""Run an engine of TensorRT or TensorRT-RTX: numpy arrays in, numpy arrays out.
+
+    copy inputs ─► [set shapes, enqueue] ─► copy outputs ─► wait
+
+For shapes that come a second time in a row, what is in brackets is a CUDA graph, where the package for CUDA has graphs
+and the capture succeeds. Buffers are kept between calls, one for each tensor, and grow; a graph ends with its shapes
+and its buffers. An engine is code: `engine_host_code_allowed` stays off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from deploy.cuda import Array, Cuda, Launch, open_cuda
+from deploy.tensorrt_api import import_api
+from profiles.errors import GpusqError
+
+_log = logging.getLogger(__name__)
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class TensorRtEngine:
+    """One engine with one context on one stream; not for two threads at once."""
+
+    def __init__(self, engine: bytes, runtime: str, cuda: Cuda | None = None) -> None:
+        """Load `engine`; raises GpusqError where this runtime does not take it, or there is no GPU."""
+        self._cuda = cuda or open_cuda()
+        self._api: Any = import_api(runtime)
+        self._logger = self._api.Logger(self._api.Logger.WARNING)
+        self._runtime = self._api.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(engine)
+        if self._engine is None:
+            raise GpusqError(
+                f"{runtime} {self._api.__version__} does not load the engine",
+                hint="it is of another version or device: build it again here",
+            )
+        self._context = self._engine.create_execution_context()
+        self._stream = self._cuda.create_stream()
+        self._buffers: dict[str, tuple[int, int]] = {}
+        self._shapes: Shapes | None = None
+        self._launch: Launch | None = None
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        is_input = self._api.TensorIOMode.INPUT
+        self.inputs = tuple(name for name in names if self._engine.get_tensor_mode(name) == is_input)
+        self.outputs = tuple(name for name in names if name not in self.inputs)
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Answer one request; each array is cast to the engine's type."""
+        given = {name: np.ascontiguousarray(inputs[name], self._dtype(name)) for name in self.inputs}
+        shapes: Shapes = tuple((name, array.shape) for name, array in given.items())
+        for name, array in given.items():
+            if not self._context.set_input_shape(name, array.shape):
+                raise GpusqError(f"the engine takes no {list(array.shape)} for {name!r}", hint="build it with --shapes")
+            self._place(name, array.nbytes)
+        results = {
+            name: np.empty(tuple(self._context.get_tensor_shape(name)), self._dtype(name)) for name in self.outputs
+        }
+        for name, array in results.items():
+            self._place(name, array.nbytes)
+        for name, array in given.items():
+            self._cuda.upload(self._buffers[name][0], array, self._stream)
+        self._run(shapes)
+        for name, array in results.items():
+            self._cuda.download(array, self._buffers[name][0], self._stream)
+        self._cuda.synchronize(self._stream)
+        return results
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        self._launch = None
+        for address, _ in self._buffers.values():
+            self._cuda.free(address)
+        self._buffers.clear()
+        self._cuda.destroy_stream(self._stream)
+
+    def _dtype(self, name: str) -> Any:
+        return np.dtype(self._api.nptype(self._engine.get_tensor_dtype(name)))
+
+    def _place(self, name: str, size: int) -> None:
+        """Give a tensor a buffer that is large enough; a graph holds addresses, so it ends when one moves."""
+        address, capacity = self._buffers.get(name, (0, -1))
+        if capacity < size:
+            if capacity >= 0:
+                self._cuda.free(address)
+            self._shapes = None
+            self._buffers[name] = address, _ = self._cuda.allocate(size), size
+        self._context.set_tensor_address(name, address)
+
+    def _run(self, shapes: Shapes) -> None:
+        """The first time as it is, which does the work that new shapes put off; from the second on as a graph."""
+        if shapes != self._shapes:
+            self._shapes, self._launch = shapes, None
+            self._enqueue()
+            return
+        if self._launch is None:
+            self._launch = self._captured() if self._cuda.has_graphs else self._enqueue
+        self._launch()
+
+    def _captured(self) -> Launch:
+        try:
+            return self._cuda.capture(self._stream, self._enqueue)
+        except GpusqError as error:
+            _log.warning("no CUDA graph of this engine: %s", error.message)
+            return self._enqueue
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream):
+            raise GpusqError("the engine did not run", hint="`gpusq -v` shows TensorRT's log")

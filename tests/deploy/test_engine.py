@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from deploy import environment, tensorrt_engine
+from deploy.cuda import Array, Cuda, Launch, open_cuda
+from deploy.engine import OnnxRuntimeEngine, open_engine, unfit
+from deploy.manifest import Engine, Manifest, read_manifest
+from profiles.errors import GpusqError
+
+TEXT = '<ir_version: 10, opset_import: ["": 20]> g (float16[N,4] x) => (float16[N,4] y) { y = Add(x, x) }'
+GPU = environment.Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.65")
+
+
+def test_onnxruntime_takes_float32_where_the_model_has_float16(tmp_path: Path) -> None:
+    ir.save(ir.from_onnx_text(TEXT), tmp_path / "model.onnx")
+    engine = OnnxRuntimeEngine(tmp_path / "model.onnx")
+    assert (engine.inputs, engine.outputs) == (("x",), ("y",))
+    answer = engine.infer({"x": np.ones((2, 4), np.float32)})
+    np.testing.assert_array_equal(answer["y"], np.full((2, 4), 2, np.float16))
+    engine.close()
+
+
+def test_the_engine_of_a_bundle_runs(bundles: dict[str, Path]) -> None:
+    engine = open_engine(bundles["cpu"])
+    (name,) = engine.inputs
+    answer = engine.infer({name: np.zeros((2, 1, 28, 28), np.float32)})
+    assert answer[engine.outputs[0]].shape == (2, 10)
+
+
+def test_a_flipped_bit_is_not_loaded(bundles: dict[str, Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "cpu"
+    shutil.copytree(bundles["cpu"], bundle)
+    content = bytearray((bundle / "engine.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / "engine.onnx").write_bytes(content)
+    with pytest.raises(GpusqError, match="is not the file that the manifest names"):
+        open_engine(bundle)
+
+
+def test_a_runtime_without_an_engine_is_one_error(bundles: dict[str, Path]) -> None:
+    with pytest.raises(GpusqError, match="has no engine of tensorrt"):
+        open_engine(bundles["cpu"], "tensorrt")
+
+
+@pytest.mark.skipif(bool(environment.gpus()), reason="this host has a GPU")
+def test_an_engine_of_a_gpu_is_refused_without_one(bundles: dict[str, Path]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(GpusqError, match="not for this host: it has no NVIDIA GPU"):
+        open_engine(bundles["a100"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpu", "why"),
+    [
+        ({}, GPU, ""),
+        ({"runtime_version": "1.0"}, GPU, "1.0 built it, and here is"),
+        ({"target": "SM87"}, GPU, "it is for SM87, and NVIDIA A100-SXM4-80GB is SM80"),
+        ({"built_on": "NVIDIA A100-SXM4-80GB, driver 1"}, GPU, ""),
+        ({"built_on": "NVIDIA A100-PCIE-40GB, driver 1"}, GPU, "it was built on NVIDIA A100-PCIE-40GB"),
+    ],
+)
+def test_version_and_device_must_fit(
+    bundles: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    gpu: environment.Gpu,
+    why: str,
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(environment, "gpus", lambda: (gpu,))
+    manifest = read_manifest(bundles["a100"])
+    entry = manifest.engines[0].model_copy(update=changes)
+    found = unfit(entry, manifest)
+    assert why in found
+    assert bool(why) == bool(found)
+
+
+def test_an_optimized_model_stays_on_its_processor(bundles: dict[str, Path]) -> None:
+    manifest: Manifest = read_manifest(bundles["cpu"])
+    entry: Engine = manifest.engines[0]
+    assert unfit(entry, manifest) == ""
+    other = manifest.model_copy(update={"host": {**manifest.host, "processor": "another"}})
+    assert "it was optimized on another" in unfit(entry, other)
+
+
+@pytest.mark.skipif(bool(environment.gpus()), reason="this host has a GPU")
+def test_without_cuda_one_error_says_what_to_do() -> None:
+    """Without a package for CUDA it names both; with one, CUDA's own word for what is missing."""
+    with pytest.raises(GpusqError, match=r"cuda-bindings or PyCUDA|CUDA: cudaError") as caught:
+        open_cuda()
+    assert caught.value.hint
+
+
+class HostCuda:
+    """CUDA's part played by the host's own memory: what the engine does with addresses and graphs, without a GPU."""
+
+    name = "the host"
+
+    def __init__(self, *, has_graphs: bool) -> None:
+        self.has_graphs = has_graphs
+        self.held: dict[int, Any] = {}
+        self.captured = 0
+
+    def allocate(self, size: int) -> int:
+        memory = ctypes.create_string_buffer(max(size, 1))
+        self.held[ctypes.addressof(memory)] = memory
+        return ctypes.addressof(memory)
+
+    def free(self, address: int) -> None:
+        del self.held[address]
+
+    def create_stream(self) -> int:
+        return 7
+
+    def destroy_stream(self, stream: int) -> None:
+        assert stream == 7
+
+    def synchronize(self, stream: int) -> None:
+        assert stream == 7
+
+    def upload(self, address: int, array: Array, stream: int) -> None:
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+
+    def download(self, array: Array, address: int, stream: int) -> None:
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    def record(self, stream: int) -> Any:
+        return None
+
+    def elapsed_ms(self, start: Any, stop: Any) -> float:
+        return 0.0
+
+    def capture(self, stream: int, enqueue: Launch) -> Launch:
+        self.captured += 1
+        return enqueue
+
+
+def doubling_api() -> SimpleNamespace:
+    """A module like tensorrt whose only engine doubles float32 [N, 4]."""
+    shape: dict[str, tuple[int, ...]] = {}
+    address: dict[str, int] = {}
+
+    def set_input_shape(name: str, given: tuple[int, ...]) -> bool:
+        shape[name] = given
+        return len(given) == 2
+
+    def execute(stream: int) -> bool:
+        count = int(np.prod(shape["x"]))
+        x, y = (np.ctypeslib.as_array((ctypes.c_float * count).from_address(address[name])) for name in ("x", "y"))
+        y[:] = 2 * x
+        return True
+
+    context = SimpleNamespace(
+        set_input_shape=set_input_shape,
+        get_tensor_shape=lambda name: shape["x"],
+        set_tensor_address=address.__setitem__,
+        execute_async_v3=execute,
+    )
+    engine = SimpleNamespace(
+        num_io_tensors=2,
+        get_tensor_name=["x", "y"].__getitem__,
+        get_tensor_mode={"x": "in", "y": "out"}.get,
+        get_tensor_dtype=lambda name: "float",
+        create_execution_context=lambda: context,
+    )
+    logger: Callable[..., None] = lambda severity: None  # noqa: E731
+    logger.WARNING = 1  # type: ignore[attr-defined]
+    return SimpleNamespace(
+        __version__="0",
+        Logger=logger,
+        Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda data: engine if data == b"good" else None),
+        TensorIOMode=SimpleNamespace(INPUT="in"),
+        nptype=lambda dtype: np.float32,
+    )
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = doubling_api()
+    monkeypatch.setattr(tensorrt_engine, "import_api", lambda runtime: found)
+
+
+@pytest.mark.usefixtures("api")
+@pytest.mark.parametrize("has_graphs", [True, False])
+def test_buffers_grow_and_graphs_end_with_their_shapes(has_graphs: bool) -> None:
+    cuda = HostCuda(has_graphs=has_graphs)
+    as_protocol: Cuda = cuda
+    engine = tensorrt_engine.TensorRtEngine(b"good", "tensorrt", as_protocol)
+    for batch in (2, 2, 2, 5, 5, 1, 1):
+        x = np.random.default_rng(batch).standard_normal((batch, 4)).astype(np.float32)
+        np.testing.assert_array_equal(engine.infer({"x": x})["y"], 2 * x)
+    assert cuda.captured == (3 if has_graphs else 0)
+    assert len(cuda.held) == 2
+    engine.close()
+    assert cuda.held == {}
+
+
+@pytest.mark.usefixtures("api")
+def test_what_the_runtime_does_not_load_or_take_is_one_error() -> None:
+    with pytest.raises(GpusqError, match="does not load the engine"):
+        tensorrt_engine.TensorRtEngine(b"bad", "tensorrt", HostCuda(has_graphs=False))
+    engine = tensorrt_engine.TensorRtEngine(b"good", "tensorrt", HostCuda(has_graphs=False))
+    with pytest.raises(GpusqError, match="takes no"):
+        engine.infer({"x": np.zeros(4, np.float32)})
