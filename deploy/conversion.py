@@ -14,7 +14,7 @@ from pydantic import Field
 
 from calibration.methods import Method
 from calibration.samples import SampleSource, random_inputs
-from deploy import bench, environment, verify
+from deploy import bench, environment, sbom, verify
 from deploy import build as building
 from deploy.build import MODEL_FILE, BuildResult
 from deploy.bundle import PARTIAL, staged
@@ -93,6 +93,7 @@ def convert(
     improve: Sequence[Improvement] = (),
     target_drop: float | None = None,
     cache: Cache | None = None,
+    parts_list: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -117,12 +118,15 @@ def convert(
         target_drop: points of accuracy that may be lost on `data`; the layers that cost more stay float. None: all that
             the placement quantizes is.
         cache: takes what was made before of the same parts, and keeps what is made; nothing is kept without one.
+        parts_list: write `sbom.cdx.json` into each bundle, CycloneDX.
         progress: is told what each stage found.
 
     Raises:
         GpusqError: something that was given cannot be used. Nothing is left behind then.
     """
     devices = _devices(profiles)
+    if parts_list:
+        sbom.require_library()
     job = Job(
         checkpoint=Path(checkpoint),
         options=options or LoadOptions(),
@@ -140,6 +144,7 @@ def convert(
         target_drop=target_drop,
         cache=cache or Cache(None),
         partial=Path(out) / PARTIAL,
+        parts_list=parts_list,
     )
     job.load(devices.values())
     job.note_sources()
@@ -209,7 +214,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     if job.data is not None:
         (bundle / SAMPLES_FILE).write_text(job.samples.listing, encoding="utf-8")
     with progress.working("writing the report"):
-        manifest = seal(manifest, bundle)
+        manifest = seal(manifest, bundle, parts_list=job.parts_list)
     progress.found("report", str(job.out / bundle.name / "report.html"))
     return manifest
 

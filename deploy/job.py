@@ -73,6 +73,7 @@ class Job:
     target_drop: float | None = None
     cache: Cache = field(default_factory=lambda: Cache(None))
     partial: Path | None = None
+    parts_list: bool = False
     _resumes: list[Resume] = field(init=False, default_factory=list)
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)

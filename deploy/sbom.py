@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import uuid
 from datetime import datetime
 from typing import Any
@@ -23,11 +24,10 @@ def sbom(manifest: Manifest, files: dict[str, FileEntry]) -> str:
     Raises:
         GpusqError: the library is not installed.
     """
-    try:
-        from cyclonedx.model.bom import Bom
-        from cyclonedx.output.json import JsonV1Dot6
-    except ImportError:
-        raise GpusqError("a parts list needs cyclonedx-python-lib", hint="pip install 'gpusq[sbom]'") from None
+    require_library()
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.output.json import JsonV1Dot6
+
     content = "".join(f"{entry.sha256} {name}\n" for name, entry in sorted(files.items()))
     bom = Bom(serial_number=uuid.uuid5(_NAMESPACE, content + manifest.created), version=1)
     bom.metadata.timestamp = datetime.fromisoformat(manifest.created)
@@ -39,6 +39,12 @@ def sbom(manifest: Manifest, files: dict[str, FileEntry]) -> str:
         bom.components.add(_package(name, version))
     bom.register_dependency(bom.metadata.component, bom.components)
     return str(JsonV1Dot6(bom).output_as_string(indent=2)) + "\n"
+
+
+def require_library() -> None:
+    """Raise GpusqError where cyclonedx-python-lib is not installed."""
+    if importlib.util.find_spec("cyclonedx") is None:
+        raise GpusqError("a parts list needs cyclonedx-python-lib", hint="pip install 'gpusq[sbom]'")
 
 
 def _package(name: str, version: str) -> Any:

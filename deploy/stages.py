@@ -35,7 +35,7 @@ from profiles.record import Record
 _PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "safetensors", "timm", "torchvision", "transformers",
              "ultralytics", "torchao", "brevitas", "nvidia-modelopt", "pillow", "tokenizers")  # fmt: skip
 _FIRST = 4
-_ELSEWHERE = {"checkpoint", "data", "scales_file", "baseline", "out", "progress", "cache", "partial"}
+_ELSEWHERE = {"checkpoint", "data", "scales_file", "baseline", "out", "progress", "cache", "partial", "parts_list"}
 _LIBRARIES = ("timm:", "torchvision:", "hf:")
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @data_options
 @graph_options
 @click.option("--baseline", type=PATH, help="Dense checkpoint to measure against, in FP32.")
+@click.option("--sbom", is_flag=True, help="Write a parts list into each bundle, sbom.cdx.json, CycloneDX 1.6.")
 @cache_options
 @explain_option
 @json_option
@@ -52,6 +53,7 @@ def convert(
     data: Any,
     graph: dict[str, Any],
     baseline: Path | None,
+    sbom: bool,
     cache: Cache,
     explain: bool,
     as_json: bool,
@@ -68,6 +70,7 @@ def convert(
         data=data,
         baseline=baseline,
         cache=cache,
+        parts_list=sbom,
         progress=progress(),
         **graph,
     )
