@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -16,10 +15,11 @@ from calibration.methods import Method
 from calibration.samples import SampleSource, random_inputs
 from deploy import bench, environment, sbom, verify
 from deploy import build as building
-from deploy.build import MODEL_FILE, BuildResult
+from deploy.build import MODEL_FILE
 from deploy.bundle import PARTIAL, staged
 from deploy.cache import Answer, Cache
 from deploy.cache_key import Key
+from deploy.cached_build import cached_build
 from deploy.export import failed_ways
 from deploy.finish import seal
 from deploy.gates import missed_gates
@@ -29,7 +29,7 @@ from deploy.lint import check_rules
 from deploy.manifest import Manifest, Measurement, Verification
 from deploy.progress import Progress
 from deploy.report.verdicts import cards
-from deploy.stages import Prepared, build_key, own_code, surgery_key, verify_key
+from deploy.stages import Prepared, own_code, surgery_key, verify_key
 from exporters.checkpoint import LoadOptions
 from exporters.improvement import Improvement
 from exporters.passes.keep_costly_float import search_of
@@ -44,7 +44,6 @@ from profiles.record import Record
 
 SCHEMA = 1
 SAMPLES_FILE = "samples.sha256"
-_NAME = "{bundle}"  # in what the cache keeps, for the name that differs from folder to folder
 Made = TypeVar("Made")
 
 
@@ -161,9 +160,10 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     said = f"{bundle.name}:"
     progress = job.progress
     prepared = _cached(job, surgery_key(job, device), bundle, lambda: _prepare(device, bundle, job), Prepared)
+    job.chosen = prepared.chosen
     progress.found("surgery", f"{said} {', '.join(f'{step.name} {step.changed}' for step in prepared.passes)}")
     progress.found("sparsity", f"{said} {summary(prepared.layers)}")
-    built = _build(device, bundle, job)
+    built = cached_build(bundle, device, name=str(job.out / bundle.name), cache=job.cache, progress=progress)
     progress.found("build", f"{said} {building.summary(built)}")
     if built.plan:
         progress.found("plan", f"{said} {building.plan_summary(built.plan)}")
@@ -202,7 +202,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         sizes=prepared.sizes,
         passes=prepared.passes,
         ranges_by=prepared.ranges_by,
-        mixed_precision=search_of(prepared.passes),
+        mixed_precision=prepared.mixed_precision,
         engines=built.engines,
         missing=built.missing,
         plan=built.plan,
@@ -221,7 +221,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
 
 def _cached(job: Job, key: Key, bundle: Path, make: Callable[[], Made], kind: type[Made]) -> Made:
     """What `make` makes in `bundle`, or made before; what the user's own code decides is always made."""
-    if key.stage != "build" and own_code(job):
+    if own_code(job):
         job.cache.note(key, bundle.name, "the architecture is your own code, whose changes no key would show")
         return make()
     return job.cache.fetch(key, bundle, make, kind, bundle=bundle.name)
@@ -242,18 +242,9 @@ def _prepare(device: Device, bundle: Path, job: Job) -> Prepared:
         ranges_by=job.ranges_by,
         way=job.exported.way,
         failed=failed_ways(job.exported),
+        mixed_precision=search_of(passes),
+        chosen=job.chosen,
     )
-
-
-def _build(device: Device, bundle: Path, job: Job) -> BuildResult:
-    def make() -> BuildResult:
-        with job.progress.working(f"building for {device.title}"):
-            return building.build(bundle, device, name=_NAME)
-
-    built = _cached(job, build_key(bundle / MODEL_FILE, device), bundle, make, BuildResult)
-    name = str(job.out / bundle.name)
-    missing = (one.model_copy(update={"how": one.how.replace(_NAME, name)}) for one in built.missing)
-    return dataclasses.replace(built, missing=tuple(missing))
 
 
 def _verify(bundle: Path, job: Job) -> Verification:

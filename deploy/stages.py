@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
+from calibration.costly_layers import Found
+from calibration.methods import Method
 from calibration.samples import Samples
 from deploy import environment, tensorrt_api
 from deploy.bundle import hash_checkpoint, hash_file
@@ -49,6 +52,8 @@ class Prepared(Record):
     ranges_by: str | None
     way: str
     failed: tuple[Failed, ...]
+    mixed_precision: Found | None
+    chosen: Method | None = Field(description="Of the ranges, where it was chosen: the whole job's from then on.")
 
 
 def surgery_key(job: Job, device: Device) -> Key:
@@ -60,6 +65,7 @@ def surgery_key(job: Job, device: Device) -> Key:
             "checkpoint": job.source.sha256,
             "samples": None if job.data is None else _samples(job.samples),
             "scales": None if job.scales_file is None else hash_file(job.scales_file).sha256,
+            "chosen method": _json(job.chosen),
             "profile": device.model_dump(mode="json"),
             **_code(),
             "versions": _versions(*_PACKAGES, "onnxruntime"),
