@@ -39,6 +39,7 @@ _PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "safetensors", "
              "ultralytics", "torchao", "brevitas", "nvidia-modelopt", "pillow", "tokenizers")  # fmt: skip
 _FIRST = 4
 _ELSEWHERE = {"checkpoint", "data", "scales_file", "baseline", "out", "progress", "cache", "partial", "parts_list"}
+_HOST = ("machine", "processor", "gpu", "driver", "cuda toolkit", "jetson linux")  # what a builder's choice depends on
 _LIBRARIES = ("timm:", "torchvision:", "hf:")
 
 
@@ -91,7 +92,7 @@ def build_key(model: Path, device: Device, options: Any = None) -> Key:
             "device": device.model_dump(
                 mode="json", include={"name", "title", "runtime", "compute_capability", "gpu_name", "ahead_of_time"}
             ),
-            "host": {name: host[name] for name in ("machine", "processor", "gpu", "driver", "jetson linux")},
+            "host": {name: host[name] for name in _HOST},
             **_code(),
             "versions": {**_versions("onnx", "onnx-ir", "onnxruntime"), **tensorrt_api.versions()},
         },
