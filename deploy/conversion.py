@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -15,13 +14,14 @@ from pydantic import Field
 
 from calibration.methods import Method
 from calibration.samples import SampleSource, random_inputs
-from deploy import bench, environment, verify
+from deploy import bench, environment, sbom, verify
 from deploy import build as building
-from deploy.build import MODEL_FILE, BuildResult
+from deploy.build import MODEL_FILE
 from deploy.build_options import BuildOptions
 from deploy.bundle import PARTIAL, staged
 from deploy.cache import Answer, Cache
 from deploy.cache_key import Key
+from deploy.cached_build import cached_build
 from deploy.costly import advice, costly_layers
 from deploy.export import failed_ways
 from deploy.finish import seal
@@ -33,7 +33,7 @@ from deploy.manifest import Manifest, Measurement, Verification
 from deploy.progress import Progress
 from deploy.report.verdicts import cards
 from deploy.requirements import Requirement
-from deploy.stages import Prepared, build_key, own_code, surgery_key, verify_key
+from deploy.stages import Prepared, own_code, surgery_key, verify_key
 from exporters.checkpoint import LoadOptions
 from exporters.improvement import Improvement
 from exporters.passes.keep_costly_float import search_of
@@ -48,7 +48,6 @@ from profiles.record import Record
 
 SCHEMA = 1
 SAMPLES_FILE = "samples.sha256"
-_NAME = "{bundle}"  # in what the cache keeps, for the name that differs from folder to folder
 Made = TypeVar("Made")
 
 
@@ -98,6 +97,7 @@ def convert(
     cache: Cache | None = None,
     build: BuildOptions | None = None,
     required: Sequence[Requirement] = (),
+    parts_list: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a trained student for each of `profiles` and write the bundles `out/PROFILE`.
@@ -124,12 +124,15 @@ def convert(
         cache: takes what was made before of the same parts, and keeps what is made; nothing is kept without one.
         build: what is asked of the builders of engines.
         required: what the engines must come to, beside what is required by default.
+        parts_list: write `sbom.cdx.json` into each bundle, CycloneDX.
         progress: is told what each stage found.
 
     Raises:
         GpusqError: something that was given cannot be used. Nothing is left behind then.
     """
     devices = _devices(profiles)
+    if parts_list:
+        sbom.require_library()
     job = Job(
         checkpoint=Path(checkpoint),
         options=options or LoadOptions(),
@@ -149,6 +152,7 @@ def convert(
         required=tuple(required),
         cache=cache or Cache(None),
         partial=Path(out) / PARTIAL,
+        parts_list=parts_list,
     )
     job.load(devices.values())
     job.note_sources()
@@ -165,9 +169,11 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     said = f"{bundle.name}:"
     progress = job.progress
     prepared = _cached(job, surgery_key(job, device), bundle, lambda: _prepare(device, bundle, job), Prepared)
+    job.chosen = prepared.chosen
     progress.found("surgery", f"{said} {', '.join(f'{step.name} {step.changed}' for step in prepared.passes)}")
     progress.found("sparsity", f"{said} {summary(prepared.layers)}")
-    built = _build(device, bundle, job)
+    name = str(job.out / bundle.name)
+    built = cached_build(bundle, device, job.build, name=name, cache=job.cache, progress=progress)
     progress.found("build", f"{said} {building.summary(built)}")
     if built.plan:
         progress.found("plan", f"{said} {building.plan_summary(built.plan)}")
@@ -210,7 +216,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         sizes=prepared.sizes,
         passes=prepared.passes,
         ranges_by=prepared.ranges_by,
-        mixed_precision=search_of(prepared.passes),
+        mixed_precision=prepared.mixed_precision,
         engines=built.engines,
         missing=built.missing,
         plan=built.plan,
@@ -223,14 +229,14 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     if job.data is not None:
         (bundle / SAMPLES_FILE).write_text(job.samples.listing, encoding="utf-8")
     with progress.working("writing the report"):
-        manifest = seal(manifest, bundle)
+        manifest = seal(manifest, bundle, parts_list=job.parts_list)
     progress.found("report", str(job.out / bundle.name / "report.html"))
     return manifest
 
 
 def _cached(job: Job, key: Key, bundle: Path, make: Callable[[], Made], kind: type[Made]) -> Made:
     """What `make` makes in `bundle`, or made before; what the user's own code decides is always made."""
-    if key.stage != "build" and own_code(job):
+    if own_code(job):
         job.cache.note(key, bundle.name, "the architecture is your own code, whose changes no key would show")
         return make()
     return job.cache.fetch(key, bundle, make, kind, bundle=bundle.name)
@@ -251,18 +257,9 @@ def _prepare(device: Device, bundle: Path, job: Job) -> Prepared:
         ranges_by=job.ranges_by,
         way=job.exported.way,
         failed=failed_ways(job.exported),
+        mixed_precision=search_of(passes),
+        chosen=job.chosen,
     )
-
-
-def _build(device: Device, bundle: Path, job: Job) -> BuildResult:
-    def make() -> BuildResult:
-        with job.progress.working(f"building for {device.title}"):
-            return building.build(bundle, device, name=_NAME, options=job.build)
-
-    built = _cached(job, build_key(bundle / MODEL_FILE, device, job.build), bundle, make, BuildResult)
-    name = str(job.out / bundle.name)
-    missing = (one.model_copy(update={"how": one.how.replace(_NAME, name)}) for one in built.missing)
-    return dataclasses.replace(built, missing=tuple(missing))
 
 
 def _verify(bundle: Path, job: Job) -> Verification:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy import sbom
 from deploy.build import DEVICE_ENGINE, Via, build_on_device
 from deploy.build_options import BuildOptions
 from deploy.bundle import hash_file, hash_files, staged_copy
@@ -61,12 +62,19 @@ def finish(
         return seal(manifest, copy)
 
 
-def seal(manifest: Manifest, bundle: Path) -> Manifest:
-    """Write report and manifest of the finished files in `bundle`, and return the manifest with every hash."""
-    for name in (HTML_NAME, MARKDOWN_NAME, SIGNATURE_NAME):  # a signature would be of the manifest before
+def seal(manifest: Manifest, bundle: Path, *, parts_list: bool = False) -> Manifest:
+    """Write report and manifest of the finished files in `bundle`, and return the manifest with every hash.
+
+    A parts list is written where it is asked for, and written anew where there is one.
+    """
+    parts_list = parts_list or (bundle / sbom.FILE_NAME).is_file()
+    for name in (HTML_NAME, MARKDOWN_NAME, SIGNATURE_NAME, sbom.FILE_NAME):  # a signature would be of what was
         (bundle / name).unlink(missing_ok=True)
     manifest = manifest.model_copy(update={"files": hash_files(bundle)})
     report(manifest, bundle)
+    if parts_list:
+        text = sbom.sbom(manifest, hash_files(bundle))
+        (bundle / sbom.FILE_NAME).write_text(text, encoding="utf-8")
     manifest = manifest.model_copy(update={"files": hash_files(bundle)})
     (bundle / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -77,6 +77,7 @@ class Job:
     required: tuple[Requirement, ...] = ()
     cache: Cache = field(default_factory=lambda: Cache(None))
     partial: Path | None = None
+    parts_list: bool = False
     _resumes: list[Resume] = field(init=False, default_factory=list)
     chosen: dict[str, Method] = field(init=False, default_factory=dict)
     student: Student = field(init=False)

@@ -70,7 +70,7 @@ class Packed(Record):
 
 
 def pack(bundle: str | Path, archive: str | Path | None = None, *, level: int = LEVEL) -> Packed:
-    """Write the bundle in the folder `bundle` to `archive`, by default NAME.tar.zst beside it.
+    """Write the bundle in the folder `bundle` to `archive`, by default NAME.tar.zst here.
 
     Args:
         bundle: the folder.
@@ -83,7 +83,7 @@ def pack(bundle: str | Path, archive: str | Path | None = None, *, level: int = 
     bundle = Path(bundle)
     manifest = read_manifest(bundle)
     check_files(bundle, manifest)
-    target = Path(archive) if archive is not None else bundle.resolve().with_name(bundle.resolve().name + SUFFIX)
+    target = Path(archive or bundle.resolve().name + SUFFIX)
     if target.is_dir():
         raise GpusqError(f"{target} is a folder", hint=f"give the file to write, such as -o bundle{SUFFIX}")
     cuts = cut_bundle(bundle, sorted(manifest.files))

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from calibration.costly_layers import Found
+from calibration.methods import Method
 from calibration.samples import Samples
 from deploy import environment, tensorrt_api
 from deploy.bundle import hash_checkpoint, hash_file
@@ -35,18 +37,10 @@ from profiles.record import Record
 _PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "safetensors", "timm", "torchvision", "transformers",
              "ultralytics", "torchao", "brevitas", "nvidia-modelopt", "pillow", "tokenizers")  # fmt: skip
 _FIRST = 4
-_ELSEWHERE = {
-    "checkpoint",
-    "data",
-    "scales_file",
-    "baseline",
-    "out",
-    "build",
-    "required",
-    "progress",
-    "cache",
-    "partial",
-}
+# What counts by its hash, in another stage, or not at all.
+_ELSEWHERE = {"checkpoint", "data", "scales_file", "baseline", "out", "build", "required", "progress", "cache",
+              "partial", "parts_list"}  # fmt: skip
+_HOST = ("machine", "processor", "gpu", "driver", "cuda toolkit", "jetson linux")  # what a builder's choice depends on
 _LIBRARIES = ("timm:", "torchvision:", "hf:")
 
 
@@ -60,6 +54,8 @@ class Prepared(Record):
     ranges_by: str | None
     way: str
     failed: tuple[Failed, ...]
+    mixed_precision: Found | None
+    chosen: dict[str, Method]
 
 
 def surgery_key(job: Job, device: Device) -> Key:
@@ -71,6 +67,7 @@ def surgery_key(job: Job, device: Device) -> Key:
             "checkpoint": job.source.sha256,
             "samples": None if job.data is None else _samples(job.samples),
             "scales": None if job.scales_file is None else hash_file(job.scales_file).sha256,
+            "chosen method": _json(job.chosen),
             "profile": device.model_dump(mode="json"),
             **_code(),
             "versions": _versions(*_PACKAGES, "onnxruntime"),
@@ -96,7 +93,7 @@ def build_key(model: Path, device: Device, options: Any = None) -> Key:
             "device": device.model_dump(
                 mode="json", include={"name", "title", "runtime", "compute_capability", "gpu_name", "ahead_of_time"}
             ),
-            "host": {name: host[name] for name in ("machine", "processor", "gpu", "driver", "jetson linux")},
+            "host": {name: host[name] for name in _HOST},
             **_code(),
             "versions": {**_versions("onnx", "onnx-ir", "onnxruntime"), **tensorrt_api.versions()},
         },

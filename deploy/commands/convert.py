@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 @build_options
 @require_option
 @click.option("--baseline", type=PATH, help="Dense checkpoint to measure against, in FP32.")
+@click.option("--sbom", is_flag=True, help="Write a parts list into each bundle, sbom.cdx.json, CycloneDX 1.6.")
 @cache_options
 @explain_option
 @json_option
@@ -57,6 +58,7 @@ def convert(
     build: Any,
     required: Any,
     baseline: Path | None,
+    sbom: bool,
     cache: Cache,
     explain: bool,
     as_json: bool,
@@ -75,6 +77,7 @@ def convert(
         required=required,
         baseline=baseline,
         cache=cache,
+        parts_list=sbom,
         progress=progress(),
         **graph,
     )

@@ -12,7 +12,7 @@ from deploy.commands.printing import tell
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("-o", "--out", type=PATH, help="The archive.  [default: BUNDLE.tar.zst]")
+@click.option("-o", "--out", type=PATH, help="The archive.  [default: its name and .tar.zst]")
 @click.option(
     "--level", type=click.IntRange(1, 22), default=12, show_default=True, help="Of zstd: higher is smaller and slower."
 )

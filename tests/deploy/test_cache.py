@@ -260,6 +260,21 @@ def test_a_read_only_cache_is_read(small_disk: Path, into: Path) -> None:
     assert told.lines == [f"nothing is kept in {small_disk / 'cache'}: read-only file system"]
 
 
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path, into: Path) -> None:
+    keys = [Key("build", {"model": name}) for name in "abc"]
+    cache = Cache(tmp_path / "cache")
+    for age, key in enumerate(keys[:2]):
+        fetch(cache, into, key=key)
+        os.utime(entry(tmp_path / "cache", key), (age, age))
+    fetch(cache, into, key=keys[0])  # used again
+    cache.most_bytes = 60_000  # two of them
+    fetch(cache, into, key=keys[2])
+    assert [entry(tmp_path / "cache", key).exists() for key in keys] == [True, False, True]
+    cache.most_bytes = 1
+    fetch(cache, into, key=keys[1])
+    assert [entry(tmp_path / "cache", key).exists() for key in keys] == [False, True, False]
+
+
 def test_an_unusable_cache_is_told_and_is_no_error(tmp_path: Path, into: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "locks").touch()  # a file where a folder must be

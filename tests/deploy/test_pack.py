@@ -54,7 +54,7 @@ def test_the_same_bundle_gives_the_same_bytes_wherever_and_whenever_it_lies(tmp_
     for place in ("one", "two"):
         make_bundle(tmp_path / place / "student")
         (tmp_path / place / "student" / "model.onnx").touch()
-        pack(tmp_path / place / "student")
+        pack(tmp_path / place / "student", tmp_path / place / "student.tar.zst")
     one, two = (tmp_path / place / "student.tar.zst" for place in ("one", "two"))
     assert hash_file(one) == hash_file(two)
 
@@ -72,16 +72,17 @@ def test_refuses_to_pack_a_bundle_with_a_changed_file(tmp_path: Path) -> None:
     make_bundle(tmp_path / "student")
     (tmp_path / "student" / "engine.sm80.rtx").write_bytes(b"another")
     with pytest.raises(GpusqError, match="is not the file that the manifest names"):
-        pack(tmp_path / "student")
+        pack(tmp_path / "student", tmp_path / "student.tar.zst")
     assert not (tmp_path / "student.tar.zst").exists()
 
 
-def test_the_commands_print_what_they_made(tmp_path: Path) -> None:
-    make_bundle(tmp_path / "student")
-    shown = CliRunner().invoke(main, ["pack", str(tmp_path / "student"), "--json"])
-    assert Packed.model_validate_json(shown.stdout).archive == tmp_path / "student.tar.zst"
-    shown = CliRunner().invoke(main, ["unpack", str(tmp_path / "student.tar.zst"), "--out", str(tmp_path / "out")])
-    assert shown.stdout == f"{tmp_path / 'out' / 'student'}\n"
+def test_the_commands_print_what_they_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_bundle(tmp_path / "bundles" / "student")
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(main, ["pack", "bundles/student", "--json"])
+    assert Packed.model_validate_json(shown.stdout).archive == Path("student.tar.zst")
+    shown = CliRunner().invoke(main, ["unpack", "student.tar.zst", "--out", "out"])
+    assert shown.stdout == "out/student\n"
 
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
@@ -90,7 +91,7 @@ Members = list[tuple[tarfile.TarInfo, bytes]]
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     make_bundle(tmp_path / "student")
-    return pack(tmp_path / "student").archive
+    return pack(tmp_path / "student", tmp_path / "student.tar.zst").archive
 
 
 def changed(archive: Path, change: Callable[[Members], None]) -> None:

@@ -109,3 +109,10 @@ def test_what_the_users_own_code_decides_is_always_made(small: Path) -> None:
     for options in (LoadOptions(trust_code=True), LoadOptions(model="mine.net:factory")):
         assert own_code(job_with(small, options))
     assert not own_code(job_with(small, LoadOptions(model="timm:resnet18")))
+
+
+def test_a_cache_and_none_contradict_each_other(tmp_path: Path) -> None:
+    arguments = ["convert", "student.safetensors", "--profile", "a100", "--out", str(tmp_path / "out"), "--no-cache"]
+    result = CliRunner().invoke(main, [*arguments, "--cache", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "--cache and --no-cache contradict each other" in result.stderr
