@@ -564,6 +564,48 @@ def plan(path: Path, profile: str | None, inputs: tuple[str, ...], as_json: bool
 
 
 @main.command()
+@click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
+@click.option("--profile", "profiles", multiple=True, required=True, help="Device profile; may be given several times.")
+@click.option("--batch", "batches", default="1,8,32", show_default=True, metavar="1,8,32", help="Batch sizes.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="ONNX file or bundle to compare with, as it is.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Type a float32 MODEL on the way.")
+@click.option("--power-mode", help="Of a Jetson, such as 30W.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=8x128", help="The shape of an input, as of plan.")
+@json_option
+def predict(
+    path: Path,
+    profiles: tuple[str, ...],
+    batches: str,
+    baseline: Path | None,
+    precision: str | None,
+    power_mode: str | None,
+    inputs: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Predict the latency of MODEL, an ONNX file, or of BUNDLE on devices that need not be here."""
+    from deploy.predict import predict as run
+    from exporters.signature import parse_input
+
+    found = run(
+        path,
+        profiles,
+        batches=_batches(batches),
+        baseline=baseline,
+        precision=precision,  # type: ignore[arg-type]  # click.Choice has checked it
+        power_mode=power_mode,
+        inputs=tuple(map(parse_input, inputs)),
+    )
+    _print(found.to_json(), lambda: click.echo(found.to_text()), as_json)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.UsageError(f"--batch {text}: give sizes, such as 1,8,32.")
+    return tuple(map(int, parts))
+
+
+@main.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--profile", required=True, help="The device whose parser and compiler must take MODEL.")
 @click.option(
