@@ -3,15 +3,17 @@
 | kernel | sizes from |
 |---|---|
 | gemm, fused-gemm | the largest constant is the weight, the activation's last axis is K; without one, the two inputs |
-| convolution | weight [N, K / kernel, kernel…], activation [batch, channels, …], output [batch, N, …] |
+| convolution | weight [N, K / kernel, kernel…], output [batch, N, …], groups by the activation's channels |
 | attention | queries [heads, M, K] and values [heads, N, K]: the first input, and the output with the keys between them |
 | others | the bytes of their tensors |
 
-TensorRT-RTX leaves the arithmetic behind an INT8 product, `dequantize + bias + ReLU + quantize`, to a kernel of its own,
-and the product writes float32 for it. TensorRT's builder writes it in the product's epilogue. So a kernel that does
-nothing but arithmetic, value by value, on what one product has just written is counted as that product's epilogue:
+TensorRT-RTX leaves the arithmetic behind an INT8 product, `dequantize + bias + ReLU + quantize`, to a kernel of its
+own, and the product writes float32 for it. TensorRT's builder writes it in the product's epilogue. So a kernel that
+does nothing but arithmetic, value by value, on what one product has just written counts as that product's epilogue:
 
     convolution INT8 → float32    pointwise float32 → INT8        one work: convolution INT8 → INT8
+
+Channels that are made up for a grouped product, by joining constants to a tensor, are left out.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ def works_of(kernels: Sequence[CompiledKernel], pruned: Collection[str] = ()) ->
         kernels: compiled with all sizes fixed, in their order.
         pruned: names of the nodes with a 2:4 weight.
     """
+    kernels = _narrowed(kernels)
     padded = _padded(kernels)
     works = {
         index: ModelWork(work_of(_unpadded(kernel, padded), pruned), (index,)) for index, kernel in enumerate(kernels)
@@ -67,6 +70,22 @@ def works_of(kernels: Sequence[CompiledKernel], pruned: Collection[str] = ()) ->
         joined, epilogue = works[product], works.pop(index)
         works[product] = ModelWork(_with_epilogue(joined.work, epilogue.work), (*joined.kernels, index))
     return list(works.values())
+
+
+def _narrowed(kernels: Sequence[CompiledKernel]) -> list[CompiledKernel]:
+    """The kernels with float16 where an INT8 product writes float32, as TensorRT's builder has it."""
+    wide = {
+        tensor.name
+        for kernel in kernels
+        if "Int8" in kernel.operands
+        for tensor in kernel.outputs
+        if tensor.dtype == "Float"
+    }
+
+    def half(tensors: Sequence[CompiledTensor]) -> tuple[CompiledTensor, ...]:
+        return tuple(replace(tensor, dtype="Half") if tensor.name in wide else tensor for tensor in tensors)
+
+    return [replace(kernel, inputs=half(kernel.inputs), outputs=half(kernel.outputs)) for kernel in kernels]
 
 
 def _padded(kernels: Sequence[CompiledKernel]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -245,8 +245,7 @@ def _typed(path: Path, device: Device, precision: Precision, out: Path) -> Path:
 
     model = read_student(path).export(scales=precision == "int8").model
     float_type = "float32" if precision == "fp32" else device.onnx.float_type
-    placement = "w8a8-linear" if precision == "int8" else "as-trained"
-    target = replace(Target(device, float_type), placement=placement)
+    target = Target(device, float_type, "w8a8-linear" if precision == "int8" else "as-trained")
     surgery(model, target, lambda _, names: dict.fromkeys(names, 1.0))
     save_onnx(model, out)
     return out

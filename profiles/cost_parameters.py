@@ -40,7 +40,7 @@ class KernelParameters(Record):
 
     launch_cycles: float = Field(description="From one kernel to the next, its own start and end, at boost clock.")
     start_us: float = Field(description="Once for each run of the model, µs.")
-    int8_gain: float = Field(description="INT8 kernels of TensorRT beside those of cuBLASLt.")
+    int8_gain: float = Field(description="Dense INT8 kernels of TensorRT beside those of cuBLASLt.")
     convolution_share: float = Field(description="A convolution's kernel beside a GEMM's.")
     attention_share: float = Field(description="Share of the sustained peak that a fused attention keeps.")
     jetson_share: float = Field(default=1.0, description="What the tensor cores of a Jetson keep of a board's share.")

@@ -66,6 +66,7 @@ def gemm_times(
     read: Any = None,
     warm: bool = False,
     splits: bool = True,
+    kept: float = 0.0,
 ) -> GemmTimes:
     """Return the times of GEMMs [m, k] × [k, n], without the launch.
 
@@ -81,6 +82,7 @@ def gemm_times(
         written: bytes of the output; those of `number`, at least two a value, where it is left out.
         read: bytes of the activation; m × k values where it is left out.
         splits: whether K may be split over several tiles.
+        kept: share of the weights that L2 still holds from the last run of the model.
         warm: whether the same problem ran just before, as in a benchmark, so that L2 holds the operands that fit.
     """
     m, n, k, groups = (np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in (m, n, k, groups))
@@ -95,7 +97,8 @@ def gemm_times(
     b = n * k * width * groups * share
     c = m * n * groups * max(width, 2.0) if written is None else np.atleast_1d(np.asarray(written, dtype=np.float64))
     wave_reads = 2 * np.sqrt(machine.sms * _TILE_M * _TILE_N * share) * k * width * waves / _SPLIT
-    moved = np.where(a + b < machine.l2, a + b, np.maximum(a + b, np.minimum(wave_reads, 64 * (a + b)))) + c
+    reread = np.where(a + b < machine.l2, 0.0, np.maximum(0.0, np.minimum(wave_reads, 64 * (a + b)) - a - b))
+    moved = a + b * (1 - kept + kept / parameters.l2_speedup) + c + reread
     bandwidth = machine.bandwidth * parameters.bandwidth_share
     if warm:
         moved = np.where(a + b + c < 0.9 * machine.l2, moved / parameters.l2_speedup, moved)

@@ -6,7 +6,7 @@
     each                + one launch: the gap to the next kernel in the graph, and its own start and end
 
 What a kernel reads was written by one before it. As much of that as L2 holds comes from there, at L2's speed; weights
-come from the memory, unless the whole model fits into L2.
+come from the memory, but for those that L2 still holds from the last run (profiles/latency.py).
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ class KernelTime:
     modelled: bool = True
 
 
-def kernel_times(works: Sequence[Work], machine: Machine, parameters: CostParameters) -> list[KernelTime]:
-    """Return the time of each of `works` on `machine`.
+def kernel_times(
+    works: Sequence[Work], machine: Machine, parameters: CostParameters, kept: float = 0.0
+) -> list[KernelTime]:
+    """Return the time of each of `works` on `machine`, L2 still holding the share `kept` of the weights.
 
     Raises:
         GpusqError: the machine has no rate for a number type of theirs.
@@ -57,7 +59,7 @@ def kernel_times(works: Sequence[Work], machine: Machine, parameters: CostParame
     times: list[KernelTime | None] = [None] * len(works)
     for (kind, number), indices in _products(works).items():
         chosen = [works[index] for index in indices]
-        for index, time in zip(indices, _best(chosen, kind, number, machine, parameters), strict=True):
+        for index, time in zip(indices, _best(chosen, kind, number, machine, parameters, kept), strict=True):
             times[index] = time
     return [
         time or (_attention if _is_attention(work) else _moving)(work, machine, parameters)
@@ -79,20 +81,27 @@ def _is_attention(work: Work) -> bool:
 
 
 def _best(
-    works: Sequence[Work], kind: str, number: str, machine: Machine, parameters: CostParameters
+    works: Sequence[Work], kind: str, number: str, machine: Machine, parameters: CostParameters, kept: float
 ) -> list[KernelTime]:
     """The faster of the dense and, where the weight is pruned, the sparse kernel."""
-    dense = _of_products(works, kind, number, machine, parameters, sparse=False)
+    dense = _of_products(works, kind, number, machine, parameters, kept, sparse=False)
     if number not in machine.sparse or not any(work.pruned for work in works):
         return dense
-    sparse = _of_products(works, kind, number, machine, parameters, sparse=True)
+    sparse = _of_products(works, kind, number, machine, parameters, kept, sparse=True)
     return [s if w.pruned and s.us < d.us else d for w, d, s in zip(works, dense, sparse, strict=True)]
 
 
 def _of_products(
-    works: Sequence[Work], kind: str, number: str, machine: Machine, parameters: CostParameters, *, sparse: bool
+    works: Sequence[Work],
+    kind: str,
+    number: str,
+    machine: Machine,
+    parameters: CostParameters,
+    kept: float,
+    *,
+    sparse: bool,
 ) -> list[KernelTime]:
-    gain = parameters.kernel.int8_gain if number == "int8" else 1.0
+    gain = parameters.kernel.int8_gain if number == "int8" and not sparse else 1.0
     gain *= parameters.kernel.convolution_share if kind == "convolution" else 1.0
     speedup = parameters.gemm.l2_speedup
     times = gemm_times(
@@ -103,6 +112,7 @@ def _of_products(
         groups=[work.groups for work in works],
         sparse=sparse,
         splits=kind == "gemm",
+        kept=kept,
         read=[_from_memory(work.read, machine, speedup) for work in works],
         written=[_from_memory(work.written, machine, speedup) for work in works],
     )

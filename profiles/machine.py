@@ -101,7 +101,6 @@ def _clock_by_power(device: Device) -> float | None:
     """The clock in MHz that the power of a SM allows; None where no relative tells."""
     measured = _MEASURED.get(device.compute_capability or "")
     gpu, other = device.gpu, None if measured is None else load_device(measured).gpu
-    if gpu is None or other is None or None in (gpu.power_w, other.power_w, other.base_clock_mhz):
+    if gpu is None or other is None or not (gpu.power_w and other.power_w and other.base_clock_mhz):
         return None
-    assert gpu.power_w and other.power_w and other.base_clock_mhz
     return float(other.base_clock_mhz * ((gpu.power_w / gpu.sms) / (other.power_w / other.sms)) ** (1 / 3))

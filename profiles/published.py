@@ -139,16 +139,26 @@ class PublishedLatency:
         return "tf32" if tensor_cores else "fp32"
 
     @property
+    def is_int8_throughout(self) -> bool:
+        """Whether its kernels pass INT8 to each other: NVIDIA's BERT demo does so with plugins of its own."""
+        return "demo/BERT" in self.source and self.number == "int8"
+
+    @property
+    def rows(self) -> float | None:
+        """Rows of a single MLP's activation, which that source prints behind the rank: `2d197`."""
+        return float(self.size[2:]) if re.match(r"\dd\d+$", self.size) else None
+
+    @property
     def why_unused(self) -> str:
         """Why the fit does not use it; empty where it does."""
         if "DLA" in self.device:
             return "runs on the DLA"
         if self.profile is None:
             return "no profile of the device"
-        if self.works is None:
-            return "no kernels of the model"
         if not self.is_tensorrt:
             return "other software's kernels"
+        if self.works is None:
+            return "no kernels of the model"
         if "MLPerf" in self.software and self.model.startswith("bert"):
             return "lengths vary and are packed"
         if _SUSPECT in self.note:
