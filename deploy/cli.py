@@ -26,6 +26,7 @@ from deploy.commands.inspect import inspect
 from deploy.commands.lint import lint
 from deploy.commands.pack import pack, unpack
 from deploy.commands.plan import plan
+from deploy.commands.predict import predict
 from deploy.commands.profiles import profiles
 from deploy.commands.surgery import surgery
 from deploy.commands.verify_bundle import sign, verify_bundle
@@ -78,7 +79,7 @@ def main(verbose: bool) -> None:
 
 for command in (
     export, convert, surgery, calibrate, demo, build, bench, history, compare, claims, profiles, doctor, inspect, plan,
-    lint, pack, unpack, verify_bundle, sign,
+    predict, lint, pack, unpack, verify_bundle, sign,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -55,7 +55,9 @@ class Prepared(Record):
     way: str
     failed: tuple[Failed, ...]
     mixed_precision: Found | None
-    chosen: dict[str, Method]
+    chosen: dict[str, Method] = Field(
+        description="Of the ranges of tensors, where it was chosen: the whole job's from then on."
+    )
 
 
 def surgery_key(job: Job, device: Device) -> Key:
