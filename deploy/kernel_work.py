@@ -4,7 +4,7 @@
 |---|---|
 | gemm, fused-gemm | the largest constant is the weight, the activation's last axis is K; without one, the two inputs |
 | convolution | weight [N, K / kernel, kernel…], output [batch, N, …], groups by the activation's channels |
-| attention | queries [heads, M, K] and values [heads, N, K]: the first input, and the output with the keys between them |
+| attention | queries [heads, M, K] and values [heads, N, K]: first input, and output with the keys between |
 | others | the bytes of their tensors |
 
 TensorRT-RTX leaves the arithmetic behind an INT8 product, `dequantize + bias + ReLU + quantize`, to a kernel of its

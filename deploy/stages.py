@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from calibration.costly_layers import Found
 from calibration.methods import Method

@@ -112,8 +112,9 @@ def _device_left_out(gemm: GemmFit, series: Series) -> Array:
 
 
 def _unfitted(gemm: GemmFit, series: Series) -> Array:
-    errors = series.residuals(gemm.parameters, gemm.floors[series.device, series.sparse], gemm.sustained)
-    return errors[np.arange(len(errors)) % THIN != 0]
+    errors: Array = series.residuals(gemm.parameters, gemm.floors[series.device, series.sparse], gemm.sustained)
+    unseen: Array = errors[np.arange(len(errors)) % THIN != 0]
+    return unseen
 
 
 def gemm_speedups(gemm: GemmFit) -> tuple[Array, Array]:

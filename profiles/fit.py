@@ -92,7 +92,7 @@ def _line(name: str, score: Score) -> str:
     return f"{name:24} {len(score.errors):4}   {100 * score.median:5.1f} %  {100 * score.p90:5.1f} % {covered}"
 
 
-def _speedup(name: str, published: np.ndarray, predicted: np.ndarray) -> str:  # type: ignore[type-arg]
+def _speedup(name: str, published: np.ndarray, predicted: np.ndarray) -> str:
     error = np.median(np.abs(published - predicted))
     return f"{name:24} {len(published):4}   {100 * error:5.1f} %        {100 * sign_right(published, predicted):5.1f} %"
 
