@@ -40,12 +40,11 @@ def build(
     """
     from deploy.build_command import build_bundle, print_commands
     from deploy.build_model import build_model, gates_text
-    from deploy.manifest import is_bundle
 
     if print_trtexec:
         click.echo(print_commands(path, profile, build))
         return
-    if is_bundle(path):
+    if path.is_dir():
         if profile is not None or out is not None:
             raise click.UsageError(
                 "a bundle names its own profile and takes its own engine: leave out --profile and --out"
