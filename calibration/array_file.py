@@ -1,6 +1,7 @@
 """Arrays by input name, [N, …], from .npz, .npy and safetensors files, or a folder of them in the order of their names.
 
-Arrays stay in their file, mapped into memory, but for those that an .npz holds compressed. Of pickles nothing is read.
+Arrays stay in their file, and a batch of them is mapped into memory when it is asked for, but for those that an .npz
+holds compressed. Of pickles nothing is read.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import ml_dtypes
 import numpy as np
 
 from calibration.input_spec import InputSpec, fits, words
-from calibration.rows import Array, Rows, chosen, converted, stacked
+from calibration.rows import Array, Computed, Rows, chosen, converted, stacked
 from calibration.selection import Choice, Read, members_of
 from profiles.errors import GpusqError
 
@@ -123,7 +124,7 @@ def _checked(file: Path, specs: Mapping[str, InputSpec]) -> dict[str, Any]:
     if LABEL in arrays and arrays[LABEL].shape != (count,):
         raise GpusqError(f"{file} has {arrays[LABEL].size} labels for {count} samples", hint="one label a sample")
     kept = {name: arrays[name] for name in (*specs, LABEL, SYNTHETIC) if name in arrays}
-    return {name: _widened(array) if name in specs else array for name, array in kept.items()}
+    return {name: _widened(_unmapped(array)) if name in specs else np.asarray(array) for name, array in kept.items()}
 
 
 def _arrays(file: Path, specs: Mapping[str, InputSpec]) -> dict[str, Array]:
@@ -133,7 +134,7 @@ def _arrays(file: Path, specs: Mapping[str, InputSpec]) -> dict[str, Array]:
         if head.startswith(_NPY):
             if len(specs) != 1:
                 raise GpusqError(f"{file} holds one array, and the model has {len(specs)} inputs", hint=_SAVEZ)
-            return {next(iter(specs)): np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)}
+            return {next(iter(specs)): np.load(file, mmap_mode="r", allow_pickle=False)}
         if head[8:] == b"{":
             return _safetensors(file)
         return _npz(file)
@@ -168,8 +169,7 @@ def _mapped(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> Array | None:
     shape, fortran, dtype = read(file)
     if dtype.hasobject or 0 in shape or not shape:
         return None
-    mapped = np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
-    return mapped.view(np.ndarray)
+    return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 def _safetensors(file: Path) -> dict[str, Array]:
@@ -190,11 +190,20 @@ def _safetensors(file: Path) -> dict[str, Array]:
         if 0 in shape or not shape:
             found[name] = np.zeros(shape, dtype)
             continue
-        found[name] = np.memmap(file, dtype, "r", 8 + length + start, shape).view(np.ndarray)
+        found[name] = np.memmap(file, dtype, "r", 8 + length + start, shape)
     return found
 
 
-def _widened(array: Array) -> Rows:
+def _unmapped(array: Array) -> Rows:
+    """A mapped array as rows that map it for each batch alone: what was read counts as memory until it is unmapped."""
+    if not isinstance(array, np.memmap) or array.filename is None:
+        return array
+    path, dtype, offset, shape = array.filename, array.dtype, array.offset, array.shape
+    order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+    return Computed(shape, dtype, lambda rows: np.asarray(np.memmap(path, dtype, "r", offset, shape, order)[rows]))
+
+
+def _widened(array: Rows) -> Rows:
     """bfloat16, which numpy does not compute with, as float32."""
     return converted(array, "float32", lambda batch: batch) if array.dtype.name == "bfloat16" else array
 
