@@ -22,10 +22,10 @@ from deploy.bundle import PARTIAL, staged
 from deploy.cache import Answer, Cache
 from deploy.cache_key import Key
 from deploy.cached_build import cached_build
-from deploy.costly import advice, costly_layers
+from deploy.costly import TARGET_DROP, advice, costly_layers
 from deploy.export import failed_ways
 from deploy.finish import seal
-from deploy.gates import MIN_AGREEMENT, agreement_missed, missed_gates, sentences_text
+from deploy.gates import agreement_missed, missed_gates, sentences_text
 from deploy.job import Job, Precision, as_source
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.lint import check_rules
@@ -270,8 +270,8 @@ def _verify(bundle: Path, job: Job) -> Verification:
 
 def _costing(job: Job, device: Device) -> Iterator[str]:
     """What cost the agreement, where that can be mended."""
-    found = costly_layers(job, device, round(100 * (1 - MIN_AGREEMENT), 6))
-    if found is not None:
+    found = costly_layers(job, device, TARGET_DROP)
+    if found is not None and found.left:
         yield advice(found)
 
 

@@ -27,6 +27,7 @@ from deploy import verify
 from deploy.build_options import BuildOptions
 from deploy.bundle import hash_checkpoint, hash_file
 from deploy.cache import Cache
+from deploy.cache_key import code_digest
 from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
 from deploy.requirements import Requirement
@@ -233,7 +234,9 @@ class Job:
         if self.cache.root is None:
             return None
         scales = None if self.scales_file is None else hash_file(self.scales_file).sha256
-        return Memory(self.cache.root / _SEARCHES, repr((str(self.method), scales, self.samples.sha256)))
+        labels = None if self.samples.labels is None else self.samples.labels.tolist()
+        context = repr((code_digest(), str(self.method), scales, self.samples.sha256, labels))
+        return Memory(self.cache.root / _SEARCHES, context)
 
     @property
     def method_name(self) -> str:

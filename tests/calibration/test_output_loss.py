@@ -21,13 +21,7 @@ def test_labels_decide_where_there_are_any() -> None:
     assert lucky.loss.drop == -25
 
 
-def test_without_labels_it_is_the_share_of_other_classes() -> None:
-    tally = Tally()
-    tally.add(LOGITS, TURNED)
-    assert tally.loss.drop == 25
-
-
-def test_the_same_classes_hide_no_turned_logits() -> None:
+def test_without_labels_it_is_the_angle_between_the_outputs() -> None:
     tally = Tally()
     tally.add(np.array([[10, 0]], np.float32), np.array([[10, 9]], np.float32))
     assert tally.loss.drop == pytest.approx(100 * (1 - 10 / np.hypot(10, 9)))

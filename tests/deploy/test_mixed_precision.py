@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
+from deploy.cache import Cache
 from deploy.cli import main
 from deploy.conversion import convert
 from deploy.surgery import operate
@@ -89,4 +90,21 @@ def test_a_conversion_that_misses_the_agreement_names_the_layer_that_costs_it(ha
     done = convert(hard / "m.onnx", profiles=["cpu"], out=tmp_path / "b", precision="int8", data=hard / "x.npz")
     missed = done.bundles[0].manifest.gates_missed
     assert any(gate.startswith("the model and the student agree on") for gate in missed)
-    assert "quantizing third costs it: convert with --target-drop 1 leaves them float" in missed
+    assert "quantizing third costs most of it: convert with --target-drop 0.5 leaves them float" in missed
+
+
+def test_what_the_cache_has_names_it_as_well(hard: Path, tmp_path: Path) -> None:
+    first, again = (
+        convert(
+            hard / "m.onnx",
+            profiles=["cpu"],
+            out=tmp_path / name,
+            precision="int8",
+            data=hard / "x.npz",
+            target_drop=0.5,
+            cache=Cache(tmp_path / "cache"),
+        )
+        for name in ("a", "b")
+    )
+    assert first.bundles[0].manifest.mixed_precision is not None
+    assert first.bundles[0].manifest.mixed_precision == again.bundles[0].manifest.mixed_precision
