@@ -47,7 +47,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The largest difference between two elements, absolute or relative to the reference's; one of the two is enough."""
+    """The largest difference between two elements, absolute or relative to the reference; one of the two is enough."""
 
     absolute: float = 1e-2
     relative: float = 1e-2
@@ -209,14 +209,16 @@ def _difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> float:
 
 def _engines(bundle: Path, manifest: Manifest) -> tuple[dict[str, Engine], dict[str, str]]:
     """The engines by file that this host can load, and why it cannot load the others."""
-    loaded: dict[str, Engine] = {}
-    refused: dict[str, str] = {}
-    for entry in manifest.engines:
-        try:
-            loaded[entry.file] = open_engine(bundle, entry.runtime)
-        except GpusqError as error:
-            refused[entry.file] = error.message
-    return loaded, refused
+    opened = {entry.file: _opened(bundle, entry.runtime) for entry in manifest.engines}
+    loaded = {file: engine for file, engine in opened.items() if not isinstance(engine, str)}
+    return loaded, {file: why for file, why in opened.items() if isinstance(why, str)}
+
+
+def _opened(bundle: Path, runtime: str) -> Engine | str:
+    try:
+        return open_engine(bundle, runtime)
+    except GpusqError as error:
+        return error.message
 
 
 def _samples(model: Path, data: SampleSource | None) -> tuple[Samples, int | None]:
