@@ -29,6 +29,7 @@ from deploy.commands.plan import plan
 from deploy.commands.predict import predict
 from deploy.commands.profiles import profiles
 from deploy.commands.surgery import surgery
+from deploy.commands.verify import verify
 from deploy.commands.verify_bundle import sign, verify_bundle
 from profiles.errors import GpusqError
 
@@ -79,7 +80,7 @@ def main(verbose: bool) -> None:
 
 for command in (
     export, convert, surgery, calibrate, demo, build, bench, history, compare, claims, profiles, doctor, inspect, plan,
-    predict, lint, pack, unpack, verify_bundle, sign,
+    predict, lint, pack, unpack, verify, verify_bundle, sign,
 ):  # fmt: skip
     main.add_command(command)
 

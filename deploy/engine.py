@@ -38,11 +38,11 @@ class Engine(Protocol):
 class OnnxRuntimeEngine:
     """onnxruntime on the CPU."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the ONNX file at `path`."""
+    def __init__(self, path: Path, *, optimized: bool = True) -> None:
+        """Open the ONNX file at `path`; not `optimized`, each node is computed as it is written."""
         from deploy.onnxruntime_api import open_session
 
-        self._session: Any = open_session(path)
+        self._session: Any = open_session(path, optimize=optimized)
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
 

@@ -44,12 +44,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def open_session(model: Path, *, optimized_path: Path | None = None) -> Any:
+def open_session(model: Path, *, optimized_path: Path | None = None, optimize: bool = True) -> Any:
     """Return an onnxruntime.InferenceSession for `model` on the CPU.
 
     Args:
         model: an ONNX file.
         optimized_path: where to write the optimized model; None writes none.
+        optimize: let onnxruntime fuse and move operators; without it each node is computed as it is written.
 
     Raises:
         OSError: the disk had no room for the optimized model.
@@ -60,6 +61,8 @@ def open_session(model: Path, *, optimized_path: Path | None = None) -> Any:
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = cores()
     options.add_session_config_entry(*_EXACT_INT8)
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     try:

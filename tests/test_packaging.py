@@ -48,6 +48,11 @@ def test_code_for_the_device_imports_without_torch() -> None:
         "deploy.finish",
         "deploy.inspect",
         "deploy.doctor",
+        "deploy.engine",
+        "deploy.tensorrt_engine",
+        "deploy.cuda_bindings_api",
+        "deploy.pycuda_api",
+        "deploy.trtexec",
     )
     code = f"import sys; sys.modules['torch'] = None; import {', '.join(modules)}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

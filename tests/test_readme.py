@@ -26,6 +26,7 @@ ELSEWHERE = {
     ".ci/run": "CI runs it",
     "sha256sum model-00001-of-00002.safetensors model-00002-of-00002.safetensors model.safetensors.index.json"
     " | sha256sum": "tests/deploy/test_bundle.py compares with it",
+    "gpusq verify measured/cpu --polygraphy": "tests/deploy/test_second_opinion.py, where Polygraphy is installed",
     "python -m students.fashion_vit train --seed 0": "half an hour; tests/students trains a smaller one",
 }
 

@@ -13,7 +13,7 @@ placement w8a8-linear with ranges of eight random samples: that decides about ke
 | INT8 | layers with an INT8 kernel, of those quantized to INT8 |
 | fused | attentions that are one kernel, of all |
 | gates | those of `gpusq build`, by default |
-| same twice | whether two builds have the same bytes |
+| same twice | whether two builds have the same bytes, or at least the same kernels |
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ import onnx_ir as ir
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import tests.conftest  # noqa: F401  lets torchvision import
+from deploy.compiled_kernels import CompiledKernel, read_kernels
 from deploy.gates import missed_requirements
 from deploy.plan import read_plan
 from deploy.surgery import operate
-from deploy.tensorrt_api import ShapeRange, build_engine
+from deploy.tensorrt_api import Built, ShapeRange, build_engine
 from profiles.device import Device, list_devices
 from students.fashion_vit.sample import student_path
 
@@ -101,9 +102,13 @@ def row(network: str, path: Path, devices: list[Device], batch: int) -> str:
         f"{int8}/{len(asked)}",
         f"{fused}/{len(plan.attentions)}",
         "; ".join(each.sentence for each in missed) or "pass",
-        "yes" if one.engine == two.engine else "NO",
+        "bytes" if one.engine == two.engine else "kernels" if _kernels(one) == _kernels(two) else "no",
     )
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _kernels(built: Built) -> list[CompiledKernel]:
+    return list(read_kernels(built.log))
 
 
 def main() -> None:
