@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from profiles.record import Record
 
 SCHEMA = 1
 _HEADING = ("measured at (UTC)", "model", "batch", "latency p50", "p99", "queries/s", "than the baseline", "mark")
+QUANTITIES = ("latency_ms", "compute_ms", "throughput_qps")
 _SHORT = 19  # of an ISO time: down to the second
 
 
@@ -42,6 +44,23 @@ def show_history(path: Path, model: str | None = None, last: int | None = None) 
     """
     with open_history(path) as history:
         return ShownHistory(results=tuple(history.results(model=model, last=last)))
+
+
+def write_samples(shown: ShownHistory, history: Path, path: Path) -> None:
+    """Write every sample of the results shown to a CSV file: run, model, batch, quantity, number, value.
+
+    Raises:
+        GpusqError: the history cannot be used.
+    """
+    with open_history(history) as open_one, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "model", "batch", "quantity", "number", "value"])
+        for result in shown.results:
+            for position, engine in enumerate(result.engines):
+                for quantity in QUANTITIES:
+                    samples = open_one.samples(result.id, position, quantity)
+                    head = (result.id, engine.name, result.batch, quantity)
+                    writer.writerows([*head, number, repr(value)] for number, value in enumerate(samples.tolist()))
 
 
 def write_plot(shown: ShownHistory, path: Path) -> None:

@@ -59,13 +59,18 @@ def bench(
 @click.argument("model", required=False)
 @click.option("--last", type=click.IntRange(1), help="Only so many of the newest results.")
 @click.option("--plot", type=PATH, help="Write the latencies over time to this SVG file.")
+@click.option("--samples", type=PATH, help="Write every sample to this CSV file.")
 @db_option
 @json_option
-def history(model: str | None, last: int | None, plot: Path | None, db: Path, as_json: bool) -> None:
+def history(
+    model: str | None, last: int | None, plot: Path | None, samples: Path | None, db: Path, as_json: bool
+) -> None:
     """List what bench has measured, or only the results of MODEL, a name or a SHA-256."""
-    from deploy.show_history import show_history, write_plot
+    from deploy.show_history import show_history, write_plot, write_samples
 
     found = show_history(db, model, last)
     if plot is not None:
         write_plot(found, plot)
+    if samples is not None:
+        write_samples(found, db, samples)
     tell(found, as_json, found.to_text)

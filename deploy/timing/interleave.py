@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from deploy.timing.engine import Timed
 Array = npt.NDArray[np.float64]
 _NS_PER_MS = 1e6
 _NS_PER_S = 1e9
+_TELL_S = 0.1
+_DRAWN = 1000
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,28 @@ def interleave(
 ) -> Samples:
     """Call `engines` one request at a time, pair by pair, the order within each drawn anew."""
     pairs: list[list[tuple[int, int]]] = []
-    start = time.perf_counter()
-    while len(pairs) < budget.max_pairs:
-        spent = (time.perf_counter() - start) / budget.seconds
+    start = told = time.perf_counter()
+    for order in _orders(len(engines), budget.max_pairs, random):
+        now = time.perf_counter()
+        spent = (now - start) / budget.seconds
         if spent >= 1 and len(pairs) >= budget.min_pairs:
             break
         pair = [(0, 0)] * len(engines)
-        for index in random.permutation(len(engines)):
+        for index in order:
             pair[index] = engines[index].call()
         pairs.append(pair)
-        progress(min(1.0, max(spent, len(pairs) / budget.max_pairs)))
+        if now - told > _TELL_S:
+            progress(min(1.0, max(spent, len(pairs) / budget.max_pairs)))
+            told = now
     found = np.asarray(pairs, np.float64).transpose(2, 1, 0) / _NS_PER_MS
     return Samples(compute_ms=found[0], latency_ms=found[1])
+
+
+def _orders(engines: int, pairs: int, random: np.random.Generator) -> Iterator[list[int]]:
+    """An order for each pair; drawn many at a time, so that nothing is drawn between two calls but now and then."""
+    for start in range(0, pairs, _DRAWN):
+        drawn = np.tile(np.arange(engines), (min(_DRAWN, pairs - start), 1))
+        yield from random.permuted(drawn, axis=1).tolist()
 
 
 def back_to_back(streams: Sequence[Timed], seconds: float) -> float:

@@ -115,7 +115,10 @@ def test_bench_and_history_on_the_command_line(tmp_path: Path) -> None:
     (result,) = json.loads(done.stdout)["results"]
     assert result["origin"] == "measured"
     plot = tmp_path / "plot.svg"
-    listed = run(main, ["history", "--db", db, "--plot", str(plot)])
+    listed = run(main, ["history", "--db", db, "--plot", str(plot), "--samples", str(tmp_path / "samples.csv")])
+    rows = (tmp_path / "samples.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "run,model,batch,quantity,number,value"
+    assert len(rows) == 1 + 2 * result["pairs"] + 10
     assert "model.onnx" in listed.stdout
     assert plot.read_text(encoding="utf-8").startswith("<svg")
     assert run(main, ["history", str(model), "--db", db, "--json"]).exit_code == 0
