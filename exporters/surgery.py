@@ -112,7 +112,7 @@ def passes_for(
         MergeGroupedProjections(),
         SelectEarly(),
     ]
-    passes.append(LowerAttention() if target.attention == "matmul" else ShareKeyHeads())
+    passes += [LowerAttention()] if target.attention == "matmul" else [LowerAttention(crashing=True), ShareKeyHeads()]
     if target.device.onnx.opset < RMS_NORM_OPSET:
         passes += [LowerRmsNorm(), LowerRotary()]
     if target.repair_sparsity:
