@@ -8,7 +8,8 @@
 
 The rules of TensorRT's explicit quantization that this keeps: symmetric with an explicit int8 zero-point (without one,
 ONNX means uint8), no Transpose between an integer constant and its DQ (the integers are stored as the node reads them).
-Where several layers read one tensor with one scale, they share its Q and each has a DQ of its own. A range narrower
+Where several layers read one tensor with one scale, they share its Q and each has a DQ of its own; so they share the
+integers of one weight. A range narrower
 than the type's becomes a Clip before the Q, except where it only leaves out −128, which costs one step at the most.
 
 8-bit floats go the same way, with E4M3 in the place of int8; `exporters.passes.lower_nvfp4` has the 4-bit ones.
@@ -70,9 +71,7 @@ def _lower_weight(inserter: Inserter, node: ir.Node, x: ir.Value, stored: dict[t
     axis = quantizer.axis
     if quantizer.grid == "nvfp4":
         assert axis is not None
-        name = _place(node, x.name or "weight")
-        output = lower_nvfp4.lower_weight(inserter, node, x, name, axis, perm, replaced)
-        _replace(inserter, replaced, output, node)
+        _replace(inserter, replaced, lower_nvfp4.lower_weight(inserter, node, stored, axis, perm, replaced), node)
         return
     scale = quantizer.scale
     if perm is not None:
@@ -80,7 +79,7 @@ def _lower_weight(inserter: Inserter, node: ir.Node, x: ir.Value, stored: dict[t
         scale = np.ascontiguousarray(scale.transpose(perm)) if quantizer.block else scale
     kind = _stored_type(quantizer, beside_quantized=_reads_quantized(replaced))
     name = _place(node, x.name or "weight")
-    key = (x, name, kind, tuple(perm or ()), quantizer.low, quantizer.high, scale.tobytes())
+    key = (x, kind, tuple(perm or ()), axis, quantizer.low, quantizer.high, scale.tobytes())
     if key not in stored:
         stored[key] = _integers(inserter, f"{name}_{kind.name.lower()}", x, quantizer, kind, perm)
     output = inserter.node(

@@ -20,20 +20,36 @@ from exporters.passes.float_islands import KEPT_KEY
 from exporters.passes.inserter import Inserter
 from exporters.small_floats import BLOCK, block_scales, fp4_codes
 
+Stored = dict[tuple[object, ...], ir.Value]
 TRT_DOMAIN, DYNAMIC_QUANTIZE = "trt", "TRT_FP4DynamicQuantize"
 _F32, _F8, _F4 = ir.DataType.FLOAT, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1
 _REASON = "the scales of NVFP4 blocks are float32"
 
 
 def lower_weight(
-    inserter: Inserter, node: ir.Node, x: ir.Value, name: str, axis: int, perm: list[int] | None, before: ir.Node
+    inserter: Inserter, node: ir.Node, stored: Stored, axis: int, perm: list[int] | None, before: ir.Node
 ) -> ir.Value:
-    """The dequantized weight: `x` in blocks along `axis` of it, stored with its axes in the order `perm`."""
-    scale = node.inputs[1]
+    """The dequantized weight, in blocks along `axis` of it, stored with its axes in the order `perm`.
+
+    What is stored of a weight in one way is in `stored` afterwards, and taken from there.
+    """
+    x, scale = node.inputs[:2]
+    assert x is not None
     assert scale is not None
-    g, order = float(array_of(scale)), perm or list(range(len(array_shape(x))))
+    order = perm or list(range(len(array_shape(x))))
+    at, key = order.index(axis), (x, "nvfp4", axis, tuple(order))
+    codes, scales = (*key, "codes"), (*key, "scales")
+    if codes not in stored:
+        stored[codes], stored[scales] = _stored(inserter, node, x, float(array_of(scale)), order, at)
+    return _dequantized(inserter, node, stored[codes], stored[scales], scale, at, before)
+
+
+def _stored(
+    inserter: Inserter, node: ir.Node, x: ir.Value, g: float, order: list[int], at: int
+) -> tuple[ir.Value, ir.Value]:
+    """The constants that stand for `x`: its codes and the scales of their blocks."""
+    name = node.attributes["place"].as_string() if "place" in node.attributes else str(x.name)
     shape = [array_shape(x)[index] for index in order]
-    at = order.index(axis)
     codes = inserter.lazy_initializer(
         f"{name}_fp4", [x], lambda values: fp4_codes(values.transpose(order), g, at), _F4, shape
     )
@@ -41,7 +57,7 @@ def lower_weight(
     scales = inserter.lazy_initializer(
         f"{name}_block_scale", [x], lambda values: block_scales(values.transpose(order), g, at), _F8, blocks
     )
-    return _dequantized(inserter, node, codes, scales, scale, at, before)
+    return codes, scales
 
 
 def lower_activation(inserter: Inserter, node: ir.Node, x: ir.Value, before: ir.Node) -> ir.Value:

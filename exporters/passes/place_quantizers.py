@@ -234,8 +234,8 @@ class PlaceQuantizers:
 def _own_reader(linear: Linear, inserter: Inserter) -> tuple[ir.Node, int]:
     """What reads the stored weight on the way to the layer: the layer itself, or a Transpose or reshape of its own.
 
-    Others that read the same Transpose keep the float weight: each layer has integers of its own, as onnxruntime's
-    exact 8-bit arithmetic demands, which cannot load a graph where two products share a weight.
+    Others that read the same Transpose keep the float weight. Layers that read one weight in one way share its integers
+    in the end (`LowerFakeQuantize`), each through a DequantizeLinear of its own.
     """
     node, index = linear.node, 1 - linear.activation_input
     while (value := node.inputs[index]) is not linear.weight:
