@@ -12,6 +12,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -21,6 +22,7 @@ from tests.exporters import qdq_students
 from tests.exporters.measure_repair import (
     Differences,
     Repaired,
+    answer,
     differences,
     kernels,
     quantizers,
@@ -121,3 +123,16 @@ def test_what_another_tool_quantized_compiles_to_no_more_kernels_than_were_reach
         assert before == BY_TOOLS[key][0]
         assert after is not None
         assert after <= BY_TOOLS[key][1]
+
+
+def test_an_identity_between_float16_operators_changes_no_answer() -> None:
+    """onnxruntime alone would round once more there."""
+    text = """
+        <ir_version: 10, opset_import: ["": 21]>
+        g (float16[64,64] x) => (float16[64,64] y) <float16[64,64] p, float16[64,64] q>
+        { p = MatMul(x, x) q = Identity(p) y = Add(q, x) }
+    """
+    feeds = {"x": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)}
+    found, without = (answer(ir.from_onnx_text(each), feeds) for each in (text, text.replace("Add(q", "Add(p")))
+    assert np.array_equal(found, without)
+    assert found.dtype == np.float32
