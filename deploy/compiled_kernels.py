@@ -49,6 +49,7 @@ _LAYER = re.compile(
 )
 _TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\], Strides: \[([-\d,]*)\],.*?Datatype: (\w+)")
 ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_FP4 = "FP4E2M1"
 _BITS = {
     "Float": 32,
     "Half": 16,
@@ -59,6 +60,7 @@ _BITS = {
     "FP8": 8,
     "Int4": 4,
     "FP4": 4,
+    "FP4E2M1": 4,
     "Int32": 32,
     "Int64": 64,
     "Bool": 8,
@@ -119,11 +121,19 @@ class CompiledKernel:
         """
         if self.kind not in GEMM_KINDS:
             return ()
-        weights = [tensor for tensor in self.constants if sum(dim != 1 for dim in tensor.dims) > 1]
-        if not weights or not self.inputs:
-            return tuple(tensor.dtype for tensor in (*self.inputs, *self.constants)[:2])
+        inputs, constants = (_without_block_scales(tensors) for tensors in (self.inputs, self.constants))
+        weights = [tensor for tensor in constants if sum(dim != 1 for dim in tensor.dims) > 1]
+        if not weights or not inputs:
+            return tuple(tensor.dtype for tensor in (*inputs, *constants)[:2])
         weight = max(weights, key=lambda tensor: math.prod(tensor.dims))
-        return _activation(self.inputs, self.outputs).dtype, weight.dtype
+        return _activation(inputs, self.outputs).dtype, weight.dtype
+
+
+def _without_block_scales(tensors: Sequence[CompiledTensor]) -> Sequence[CompiledTensor]:
+    """Beside 4-bit floats, 8-bit floats are the scales of their blocks."""
+    if any(tensor.dtype == _FP4 for tensor in tensors):
+        return [tensor for tensor in tensors if tensor.dtype != "FP8"]
+    return tensors
 
 
 def _activation(inputs: Sequence[CompiledTensor], outputs: Sequence[CompiledTensor]) -> CompiledTensor:

@@ -12,6 +12,8 @@ from deploy.requirements import HEADING, Missed, Requirement, Row, default_requi
 from deploy.text_table import text_table
 
 MIN_AGREEMENT = 0.99
+# How a layer's weight, a kernel's operand and a user call it.
+_SMALL_FLOATS = (("float8_e4m3fn", "FP8", "FP8"), ("float4_e2m1fn", "FP4E2M1", "NVFP4"))
 
 
 def missed_gates(
@@ -36,7 +38,7 @@ def missed_gates(
         required: what the user requires beside what is required by default.
     """
     found = missed_requirements(plan, engines, float_type=float_type, placement=placement, required=required)
-    return (*_numbers(verified, given_samples=given_samples), *(each.sentence for each in found))
+    return (*_numbers(verified, given_samples=given_samples), *_floats(plan), *(each.sentence for each in found))
 
 
 def missed_requirements(
@@ -74,6 +76,20 @@ def _parts(sentence: str, rows: Sequence[Row]) -> Iterator[str]:
 def agreement_missed(verified: Verification, *, given_samples: bool) -> bool:
     """Whether the model and the student answer too often with different classes."""
     return given_samples and verified.agreement is not None and verified.agreement < MIN_AGREEMENT
+
+
+def small_floats(plan: Plan) -> Iterator[tuple[str, int, int]]:
+    """Of each type of 8- and 4-bit floats that layers are stored in: its name, the layers computed in it, and all."""
+    for stored, operand, name in _SMALL_FLOATS:
+        asked = [layer for layer in plan.layers if layer.asked[1:] == (stored,)]
+        if asked:
+            yield name, sum(layer.compiled == (operand, operand) for layer in asked), len(asked)
+
+
+def _floats(plan: Plan | None) -> Iterator[str]:
+    for name, count, wanted in () if plan is None else small_floats(plan):
+        if count < wanted:
+            yield f"{count} of {wanted} {name} layers were compiled to {name} kernels"
 
 
 def _numbers(verified: Verification, *, given_samples: bool) -> Iterator[str]:

@@ -28,6 +28,7 @@ from deploy.build_options import BuildOptions
 from deploy.bundle import hash_checkpoint, hash_file
 from deploy.cache import Cache
 from deploy.cache_key import code_digest
+from deploy.emulate_nvfp4 import emulate_nvfp4, holds_nvfp4
 from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
 from deploy.requirements import Requirement
@@ -37,7 +38,7 @@ from exporters.graph_student import GraphStudent
 from exporters.improvement import Improvement, measures_samples
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
 from exporters.passes.type_floats import IoTypes
-from exporters.placement import Placement, measures, places
+from exporters.placement import Placement, check_supported, format_of, measures, places
 from exporters.range_choice import choose_methods, summary
 from exporters.sample_facts import sample_facts
 from exporters.student import ModuleStudent, Student, sample_specs
@@ -94,6 +95,8 @@ class Job:
         """Read everything that the user gave, so that a mistake is found before any work is done."""
         for device in devices:
             self.float_type(device)
+            if self.asked_placement is not None:
+                check_supported(self.asked_placement, device)
         self.student = load_student(self.checkpoint, self.options)
         if self.improve or self.target_drop is not None:
             self._check_improvable()
@@ -335,6 +338,9 @@ class Job:
     def _ranges(self, model: ir.Model, names: Sequence[str]) -> dict[str, float]:
         with self.progress.working("measuring ranges"):
             batch = self.fixed_batch or verify.BATCH
+            if holds_nvfp4(model):
+                model = model.clone()
+                emulate_nvfp4(model)
             return measure_amax(model, names, self.samples.inputs, batch, check_finite=False)
 
     def _check_improvable(self) -> None:
@@ -366,8 +372,8 @@ class Job:
 
     def precision_name(self, device: Device) -> str:
         """What the bundle is called in reports."""
-        if self.placement == "w4" and not self.quantized:
-            return "w4"
+        if places(self.placement) and not self.quantized:
+            return format_of(self.placement)
         return _precision_name(self.quantized or places(self.placement), self.float_type(device))
 
     def float_type(self, device: Device) -> FloatType:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import onnx_ir as ir
 
 from deploy.manifest import BlockAttention, Kernel, Plan
+from deploy.own_integers import with_own_integers
 from exporters.attentions import find_attentions
 from exporters.linears import find_linears
 from exporters.module_names import label_of
@@ -66,17 +68,29 @@ def open_session(model: Path, *, optimized_path: Path | None = None, optimize: b
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     try:
-        try:
-            return onnxruntime.InferenceSession(str(model), options, providers=PROVIDERS)
-        except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
-            return onnxruntime.InferenceSession(
-                str(model), options, providers=PROVIDERS, disabled_optimizers=[_MOVES_QDQ]
-            )
+        with tempfile.TemporaryDirectory() as folder:
+            return _open(model, options, Path(folder))
     except Exception as error:
         # onnxruntime says "Protobuf serialization failed" when the disk is full.
         if optimized_path is not None and shutil.disk_usage(optimized_path.parent).free < model.stat().st_size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(optimized_path)) from error
         raise
+
+
+def _open(model: Path, options: Any, folder: Path) -> Any:
+    """A session of the model, or of an equal one where onnxruntime cannot load what its optimizers make of it."""
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=PROVIDERS)
+    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+        separated = with_own_integers(model, folder)
+    if separated is not None:
+        try:
+            return onnxruntime.InferenceSession(str(separated), options, providers=PROVIDERS)
+        except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+            model = separated
+    return onnxruntime.InferenceSession(str(model), options, providers=PROVIDERS, disabled_optimizers=[_MOVES_QDQ])
 
 
 def runtime_version() -> str:

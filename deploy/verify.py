@@ -5,8 +5,9 @@ An output [N, classes] is taken for logits: top-1 and agreement are told as well
 The reference is the PyTorch student in float32, its linear inputs fake-quantized where it was trained so. The ONNX
 model runs on onnxruntime's CPU provider, whatever device it is made for: this proves the numbers of the graph, not
 those of a GPU's kernels. That provider has no bfloat16 kernels: such a graph is computed in float32, and what every
-operator gives is rounded (`deploy.emulate_bfloat16`). It computes float16 operators in float32; a float16 graph is
-evaluated a second time, on fewer samples, with every operator rounded to float16.
+operator gives is rounded (`deploy.emulate_bfloat16`). NVFP4 is emulated too (`deploy.emulate_nvfp4`). It computes
+float16 operators in float32; a float16 graph is evaluated a second time, on fewer samples, with every operator rounded
+to float16.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from onnx.reference import ReferenceEvaluator
 from calibration.feed import fit
 from calibration.samples import Samples
 from deploy.emulate_bfloat16 import emulate_bfloat16, holds_bfloat16
+from deploy.emulate_nvfp4 import emulate_nvfp4, holds_nvfp4
 from deploy.manifest import Float16Check, Interval, Verification
 from deploy.onnxruntime_api import open_session, runtime_version
 from deploy.progress import Advance
@@ -48,15 +50,19 @@ def outputs(predict: Predict, samples: Samples, batch: int, progress: Advance = 
 
 def session_of(model: Path) -> Predict:
     """What an ONNX file answers on onnxruntime's CPU provider."""
-    session = _emulated(model) if holds_bfloat16(ir.load(model)) else open_session(model)
+    graph = ir.load(model)
+    session = _emulated(model) if holds_bfloat16(graph) or holds_nvfp4(graph) else open_session(model)
     return lambda batch: tuple(session.run(None, fit(session.get_inputs(), batch)))
 
 
 def _emulated(path: Path) -> Any:
-    """A session for a bfloat16 graph, which computes in float32 and rounds."""
+    """A session for a graph whose types the provider lacks: it computes in float32 and rounds."""
     with tempfile.TemporaryDirectory() as folder:
         model = ir.load(path)
-        emulate_bfloat16(model)
+        if holds_nvfp4(model):
+            emulate_nvfp4(model)
+        if holds_bfloat16(model):
+            emulate_bfloat16(model)
         ir.save(model, Path(folder) / "model.onnx", external_data="model.data")
         return open_session(Path(folder) / "model.onnx")
 
@@ -118,7 +124,7 @@ def _drop(reference: Array, logits: Array, samples: Samples) -> Interval:
 
 def _check_float16(model: Path, reference: Array, samples: Samples, batch: int) -> Float16Check | None:
     """Evaluate a float16 graph operator by operator in float16, on some of the samples."""
-    graph = onnx.load(model)
+    graph = _as_onnx(model)
     if all(value.data_type != onnx.TensorProto.FLOAT16 for value in graph.graph.initializer):
         return None
     some = _batch(samples, 0, batch if batch < BATCH else min(FLOAT16_SAMPLES, len(samples)))
@@ -137,6 +143,14 @@ def _check_float16(model: Path, reference: Array, samples: Samples, batch: int) 
         agreement=_agreement(expected, logits),
         max_abs_difference=float(np.abs(expected - logits).max()) if finite else None,
     )
+
+
+def _as_onnx(path: Path) -> onnx.ModelProto:
+    model = ir.load(path)
+    if holds_nvfp4(model):
+        emulate_nvfp4(model)
+        return ir.to_proto(model)
+    return onnx.load(path)
 
 
 def _agreement(reference: Array, logits: Array) -> float | None:

@@ -26,7 +26,12 @@ def reads_any(node: ir.Node) -> bool:
 
 
 def may_read(node: ir.Node, index: int, dtype: ir.DataType, opset: int) -> bool:
-    """Whether input `index` of `node` may be of the float type `dtype`; True for operators that are not ONNX's."""
+    """Whether input `index` of `node` may be of the float type `dtype`; True for operators that are not ONNX's.
+
+    The scale of TensorRT's FP4 quantizer is float32 all the same: the one that dequantizes must be the same number.
+    """
+    if node.domain and node.op_type == "TRT_FP4DynamicQuantize":
+        return index == 0 or dtype == ir.DataType.FLOAT
     schema = _schema(node, opset)
     return schema is None or f"tensor({_FLOATS[dtype]})" in _types(schema, schema.inputs, index)
 

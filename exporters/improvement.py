@@ -5,8 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal, get_args
 
+from profiles.errors import GpusqError
+
 Improvement = Literal["mse-weights", "smooth-quant", "equalize", "error-feedback", "bias-correction"]
 IMPROVEMENTS: tuple[Improvement, ...] = get_args(Improvement)
+
+# What each of these placements can be improved by; the others know integers alone.
+_OF_FLOATS: dict[str, tuple[Improvement, ...]] = {
+    "fp8": ("bias-correction",),
+    "fp8-mha": ("bias-correction",),
+    "nvfp4": (),
+}
+
+
+def check_improvable(placement: str, improve: Collection[Improvement]) -> None:
+    """Raise GpusqError where an improvement is for integers and the placement rounds to floats."""
+    unfit = [name for name in improve if name not in _OF_FLOATS.get(placement, IMPROVEMENTS)]
+    if unfit:
+        raise GpusqError(
+            f"{unfit[0]} is for integers, and placement {placement} rounds to floats",
+            hint="leave it out, or use --placement w8a8-linear",
+        )
 
 
 def measures_samples(improvements: Collection[Improvement]) -> bool:

@@ -86,9 +86,10 @@ class Linear:
 
     @property
     def activation_type(self) -> str:
-        """The type that the GEMM can read: int8 behind a quantizer, else the type of the tensor."""
+        """The type that the GEMM can read: that of the quantizer ahead of it, else the type of the tensor."""
         if self.input_q is not None:
-            return "int8"
+            kind = self.input_q.outputs[0].dtype
+            return "float8_e4m3fn" if kind == ir.DataType.FLOAT8E4M3FN else "int8"
         activation = self.node.inputs[self.activation_input]
         assert activation is not None
         return type_name(activation)

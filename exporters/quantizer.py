@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ _UNSIGNED = (
 )
 INT8_LOW, INT8_HIGH = INT8 = (-128, 127)
 INT4 = (-8, 7)
+Grid = Literal["integers", "e4m3", "nvfp4"]
+"""What values are rounded to: integers, 8-bit floats, or 4-bit floats in blocks with a scale each."""
+E4M3 = (-448, 448)  # the largest finite numbers of ONNX's FLOAT8E4M3FN
 # The operator that stands for a quantizer while a module is traced.
 DOMAIN, OPERATOR = "gpusq", "FakeQuantize"
 
@@ -65,6 +68,7 @@ class Quantizer:
         low: the smallest integer.
         high: the largest integer.
         zero_point: int32, [] or the shape of `scale`.
+        grid: `integers`, or `e4m3` for 8-bit floats, which reach from `low` to `high` too.
     """
 
     scale: npt.NDArray[np.float32]
@@ -73,6 +77,7 @@ class Quantizer:
     low: int = INT8[0]
     high: int = INT8[1]
     zero_point: npt.NDArray[np.int32] = field(default_factory=_no_shift)
+    grid: Grid = "integers"
 
     @property
     def bits(self) -> int:
@@ -86,17 +91,24 @@ class Quantizer:
             q = np.rint(values.astype(np.float32, copy=False) / scale) + zero
         return np.asarray(np.clip(q, self.low, self.high), np.int32)
 
+    def codes(self, values: npt.NDArray[np.floating]) -> npt.NDArray[Any]:
+        """What is stored of `values`, the whole tensor: integers, or floats that their type still rounds."""
+        if self.grid == "integers":
+            return self.integers(values)
+        scaled = values.astype(np.float32, copy=False) / self.spread(self.scale, values.shape)
+        return np.asarray(np.clip(scaled, self.low, self.high), np.float32)
+
     def stored(self, values: npt.NDArray[np.floating], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Quantize `values`, the whole tensor, part by part: nothing else of its size is allocated than the result.
 
-        Returns the integers in `dtype`, of the same shape.
+        Returns the integers or small floats in `dtype`, of the same shape.
         """
         if values.ndim < 2:
-            return self.integers(values).astype(dtype)
+            return self.codes(values).astype(dtype)
         result = np.empty(values.shape, dtype)
         across = 1 if self.axis is not None and self.axis % values.ndim == 0 else 0
         for cut in cuts(values.shape, across):
-            result[cut] = self._at(cut).integers(values[cut])
+            result[cut] = self._at(cut).codes(values[cut])
         return result
 
     def _at(self, cut: tuple[slice, ...]) -> Quantizer:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from calibration.probes import Feed
 from calibration.weight_scales import WeightMethod
-from exporters.improvement import Improvement, measures_samples
+from exporters.improvement import Improvement, check_improvable, measures_samples
 from exporters.passes.annotate_sparsity import AnnotateSparsity
 from exporters.passes.clamp_masks import ClampMasks
 from exporters.passes.correct_biases import CorrectBiases
@@ -51,7 +51,7 @@ from exporters.passes.set_opset import SetOpset
 from exporters.passes.share_key_heads import ShareKeyHeads
 from exporters.passes.split_packed import SplitPacked
 from exporters.passes.type_floats import IoTypes, TypeFloats
-from exporters.placement import Placement, places
+from exporters.placement import Placement, check_supported, places, quantizes_attention
 from profiles.device import AttentionForm, Device, FloatType
 from profiles.errors import GpusqError
 
@@ -78,12 +78,17 @@ class Target:
     improve: tuple[Improvement, ...] = ()
     target_drop: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raise GpusqError where the device cannot compute what the placement asks for."""
+        check_supported(self.placement, self.device)
+        check_improvable(self.placement, self.improve)
+
     @property
     def attention(self) -> AttentionForm:
         """The form that the target fuses; TensorRT has no float32 kernel for the Attention operator."""
         if self.device.runtime != "onnxruntime" and self.float_type == "float32":
             return "matmul"
-        return "matmul" if self.placement == "w8a8-mha" else self.device.onnx.attention
+        return "matmul" if quantizes_attention(self.placement) else self.device.onnx.attention
 
 
 def passes_for(
@@ -112,7 +117,7 @@ def passes_for(
         MergeGroupedProjections(),
         SelectEarly(),
     ]
-    passes.append(LowerAttention() if target.attention == "matmul" else ShareKeyHeads())
+    passes += [LowerAttention()] if target.attention == "matmul" else [LowerAttention(crashing=True), ShareKeyHeads()]
     if target.device.onnx.opset < RMS_NORM_OPSET:
         passes += [LowerRmsNorm(), LowerRotary()]
     if target.repair_sparsity:

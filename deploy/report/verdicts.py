@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from deploy.gates import MIN_AGREEMENT
+from deploy.gates import MIN_AGREEMENT, small_floats
 from deploy.layers import noun
 from deploy.manifest import Engine, Layer, Manifest, Measurement, Plan, Sizes, Verification
 from deploy.report import formats
@@ -242,6 +242,8 @@ def _plan(manifest: Manifest) -> Card:
         lines = (f"model.onnx asks for {quantized}", *lines)
     good = plan.linear_gemms_int8 >= quantized and plan.linear_gemms == len(layers) and fused == len(plan.attentions)
     headline = f"{plan.linear_gemms_int8} of {len(layers)} linears INT8"
+    for name, count, wanted in small_floats(plan):
+        headline, good = f"{count} of {wanted} layers {name}", good and count == wanted
     return Card("Plan", headline, lines, "compiled", "good" if good else "bad", "plan")
 
 

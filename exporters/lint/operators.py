@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from exporters.lint.rule import Rule, Subject
 from exporters.qdq_scales import constant_of, dtype_of
+from exporters.same_value import same_value
 
 _CONTRIB = "com.microsoft"
 # The contrib operators that TensorRT-RTX 1.7 parses all the same.
@@ -134,6 +135,12 @@ def _unknown_attention(subject: Subject) -> Iterator[ir.Node]:
         yield from _attentions(subject)
 
 
+def _same_query_and_key(subject: Subject) -> Iterator[ir.Node]:
+    for node in _attentions(subject):
+        if len(node.inputs) > 1 and same_value(node.inputs[0], node.inputs[1]):
+            yield node
+
+
 def _attentions(subject: Subject) -> Iterator[ir.Node]:
     return (node for node in subject.nodes() if node.op_type == "Attention" and not node.domain)
 
@@ -206,5 +213,11 @@ OPERATORS = (
         "the device's parser has no Attention operator",
         "run `gpusq surgery`: it writes the attention with MatMul and Softmax",
         _unknown_attention,
+    ),
+    Rule(
+        "A003",
+        "TensorRT-RTX 1.7 crashes while it compiles an Attention operator whose query and key are one value",
+        "run `gpusq surgery`: it writes this attention with MatMul and Softmax, which becomes one kernel all the same",
+        _same_query_and_key,
     ),
 )

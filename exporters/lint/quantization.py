@@ -13,10 +13,16 @@ import onnx_ir as ir
 
 from exporters.linears import QDQ, array_shape, scale_of, trace_back, trace_weight
 from exporters.lint.rule import Rule, Subject
+from exporters.passes.lower_nvfp4 import is_dynamic_quantize
 from exporters.qdq_scales import constant_of, dtype_of, input_at, is_quantizer
 
 _8_BIT_FLOAT, _4_BIT_FLOAT = ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1
-_4_BIT = frozenset({ir.DataType.INT4, ir.DataType.UINT4, _4_BIT_FLOAT})
+_OPSET: dict[ir.DataType | None, int] = {
+    ir.DataType.INT4: 21,
+    ir.DataType.UINT4: 21,
+    _8_BIT_FLOAT: 19,
+    _4_BIT_FLOAT: 23,
+}
 _TAKEN = frozenset({ir.DataType.INT8, ir.DataType.INT4, _8_BIT_FLOAT, _4_BIT_FLOAT})
 # The first compute capability that has the type: FP8 since Ada, FP4 since Blackwell.
 _SINCE = {_8_BIT_FLOAT: 8.9, _4_BIT_FLOAT: 10.0}
@@ -63,7 +69,15 @@ def _scale_not_positive(subject: Subject) -> Iterator[ir.Node]:
 
 
 def _scale_not_constant(subject: Subject) -> Iterator[ir.Node]:
-    return (node for node in _qdq(subject) if scale_of(node) is None and node.inputs[1] not in subject.constants)
+    for node in _qdq(subject):
+        if scale_of(node) is None and node.inputs[1] not in subject.constants and not _is_dynamic(node.inputs[1]):
+            yield node
+
+
+def _is_dynamic(scale: ir.Value | None) -> bool:
+    """Whether a scale is one that TensorRT finds itself as it quantizes to FP4."""
+    source, _ = trace_back(scale)
+    return source is not None and is_dynamic_quantize(source.producer())
 
 
 def _activation_per_channel(subject: Subject) -> Iterator[ir.Node]:
@@ -115,7 +129,7 @@ def _scale_type(subject: Subject) -> Iterator[ir.Node]:
 def _older_than_its_attributes(subject: Subject) -> Iterator[ir.Node]:
     opset = subject.model.opset_imports.get("", 0)
     for node in _qdq(subject):
-        needed = 21 if _block(node) or _quantized_type(node) in _4_BIT else 13 if "axis" in node.attributes else 10
+        needed = _OPSET.get(_quantized_type(node), 21 if _block(node) else 13 if "axis" in node.attributes else 10)
         if opset < needed:
             yield node
 
@@ -170,8 +184,8 @@ def _type_of_another_device(subject: Subject) -> Iterator[ir.Node]:
     if subject.device is None or subject.device.compute_capability is None:
         return
     capability = float(subject.device.compute_capability)
-    for node in _qdq(subject):
-        kind = _quantized_type(node)
+    for node in subject.nodes():
+        kind = _4_BIT_FLOAT if is_dynamic_quantize(node) else _quantized_type(node) if is_quantizer(node) else None
         if kind is not None and capability < _SINCE.get(kind, 0):
             yield node
 
@@ -235,9 +249,9 @@ QUANTIZATION = (
     ),
     Rule(
         "Q010",
-        "scales along an axis came with opset 13, blocks and 4-bit integers with opset 21: TensorRT takes them from an "
-        "older model, ONNX and onnxruntime do not",
-        "export or convert the model with opset 21 or newer",
+        "scales along an axis came with opset 13, FP8 with 19, blocks and 4-bit integers with 21, FP4 with 23: "
+        "TensorRT takes them from an older model, ONNX and onnxruntime do not",
+        "export or convert the model with that opset or a newer one",
         _older_than_its_attributes,
         onnx=True,
     ),

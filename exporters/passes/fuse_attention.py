@@ -12,6 +12,9 @@ instead, a Reshape that moves nothing, and the mask is [1, W · heads, N, M], wh
 A query that may attend to no key gets 0 from the operator, and NaN or the mean of v where attention is written out.
 Where a constant mask has such a query, the attention stays as it is; where a mask depends on the input, the outcome
 says so.
+
+An attention whose query and key are one value stays written out too: TensorRT-RTX 1.7 crashes while it compiles the
+operator with such inputs, and makes one kernel of MatMul, Softmax, MatMul all the same. `LowerAttention` follows.
 """
 
 from __future__ import annotations
@@ -29,9 +32,11 @@ from exporters.passes.outcome import Change, LeftAlone, Outcome
 from exporters.passes.products import made_by
 from exporters.passes.put_in_place import drop_unused
 from exporters.passes.written_attention import WrittenAttention, written_attention
+from exporters.same_value import same_value
 
 OPSET = 23
 LOWERED_KEY = "gpusq.attention"  # on the Softmax of an attention that was written out on purpose
+SAME = "its query and key are one value, with which the operator crashes TensorRT-RTX 1.7's compiler"
 _NAME = "fuse attention"
 _Dim = int | ir.SymbolicDim
 
@@ -58,7 +63,7 @@ class FuseAttention:
             if self.lowered and LOWERED_KEY in node.metadata_props:
                 continue
             where = label_of(node)
-            done = _fuse(node, inserter) if node.op_type == "Softmax" else _simplify(node, inserter)
+            done = self._fuse(node, inserter) if node.op_type == "Softmax" else _simplify(node, inserter)
             if isinstance(done, _Done):
                 changes.append(Change(where, done.what))
             elif done is not None:
@@ -66,6 +71,27 @@ class FuseAttention:
         if changes:
             drop_unused(model)
         return Outcome(_NAME, len(changes), tuple(left), tuple(changes))
+
+    def _fuse(self, softmax: ir.Node, inserter: Inserter) -> _Done | str | None:
+        """Fuse one attention that is written out; the reason why not, None where it is none."""
+        found = written_attention(softmax)
+        if not isinstance(found, WrittenAttention):
+            return found
+        parts = _parts(found)
+        if why := _why_not(parts):
+            return why
+        building = _Building(inserter, found.product, found.scores.metadata_props.get(MODULE_KEY, ""))
+        keys = building.keys(found.kt)
+        if not self.lowered and same_value(found.q, keys):
+            building.forget(keys)
+            return SAME
+        out = building.attention(replace(parts, k=keys))
+        if found.guarded:
+            out = building.without_nan(out)
+        out.shape = found.product.outputs[0].shape
+        inserter.replace(found.product, out)
+        dynamic = "; its mask depends on the input: a query that it leaves no key gets 0"
+        return _Done(f"written as one operator{dynamic if found.others and not found.guarded else ''}")
 
 
 @dataclass(frozen=True)
@@ -89,24 +115,9 @@ class _Parts:
         return 1 if self.known is None else len(self.known)
 
 
-def _fuse(softmax: ir.Node, inserter: Inserter) -> _Done | str | None:
-    """Fuse one attention that is written out; the reason why not, None where it is none."""
-    found = written_attention(softmax)
-    if not isinstance(found, WrittenAttention):
-        return found
+def _parts(found: WrittenAttention) -> _Parts:
     known = None if found.known is None or _is_nothing(found.known) else found.known
-    scale = ir.AttrFloat32("scale", found.scale)
-    parts = _Parts(found.q, found.kt, found.v, known, found.others, {"scale": scale})
-    if why := _why_not(parts):
-        return why
-    building = _Building(inserter, found.product, found.scores.metadata_props.get(MODULE_KEY, ""))
-    out = building.attention(replace(parts, k=building.keys(found.kt)))
-    if found.guarded:
-        out = building.without_nan(out)
-    out.shape = found.product.outputs[0].shape
-    inserter.replace(found.product, out)
-    dynamic = "; its mask depends on the input: a query that it leaves no key gets 0"
-    return _Done(f"written as one operator{dynamic if found.others and not found.guarded else ''}")
+    return _Parts(found.q, found.kt, found.v, known, found.others, {"scale": ir.AttrFloat32("scale", found.scale)})
 
 
 def _simplify(node: ir.Node, inserter: Inserter) -> _Done | str | None:
@@ -261,6 +272,12 @@ class _Building:
         out = self.add("Transpose", kt, perm=perm)
         out.shape = ir.Shape([_shape(kt)[axis] for axis in perm])
         return out
+
+    def forget(self, keys: ir.Value) -> None:
+        """Take back what `keys` added for nothing."""
+        node = keys.producer()
+        if node is not None and not keys.uses() and not keys.is_graph_output():
+            self.inserter.graph.remove(node, safe=True)
 
     def without_nan(self, value: ir.Value) -> ir.Value:
         bad = self.add("IsNaN", value)

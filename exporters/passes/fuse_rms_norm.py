@@ -6,7 +6,8 @@ The mean is over the last axes; the division may be written as Div, or as Mul wi
 TensorRT-RTX 1.7 compiles both forms to the same number of kernels (FP16 before a GEMM, a residual and a quantizer: one
 kernel each), so what is won is that the operator computes the mean in float32: x² leaves float16 beyond 255.
 
-The form may stand between casts to float32 and back, as Llama's does: the operator computes in float32 itself.
+The form may stand between casts to float32 and back, as Llama's does: the operator computes in float32 itself. Gemma
+multiplies by 1 + γ between the casts, too: they go if no number of that constant is rounded by it, else they stay.
 
 `RMSNormalization` exists from opset 23 on; for an older graph or target the written form stays.
 """
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
+from exporters.linears import array_of
 from exporters.passes.inserter import Inserter
 from exporters.passes.normalization import Normalized, normalized, ones, sizes, uncast, weighted
 from exporters.passes.outcome import LeftAlone, Outcome
@@ -52,9 +55,23 @@ class FuseRmsNorm:
         return Outcome("fuse RMS normalization", changed, tuple(left))
 
 
+def _narrowed(inserter: Inserter, scale: ir.Value, like: ir.Value) -> ir.Value | None:
+    """The constant in the type of `like`; None where that would round it."""
+    assert like.dtype is not None
+    wide = array_of(scale)
+    narrow = wide.astype(like.dtype.numpy())
+    if not np.array_equal(narrow.astype(wide.dtype), wide):
+        return None
+    return inserter.initializer(f"{scale.name}_{like.dtype.name.lower()}", narrow)
+
+
 def _fuse(inserter: Inserter, node: ir.Node, found: Normalized, shape: tuple[int, ...]) -> None:
     node, x = uncast(node, found.value)
-    assert x.dtype is not None
     last, scale = weighted(node, "Mul", shape)
+    cast, short = uncast(last, x)
+    narrow = None if scale is None or cast is last else _narrowed(inserter, scale, short)
+    if narrow is not None:
+        last, x, scale = cast, short, narrow
+    assert x.dtype is not None
     inputs = [x, scale or ones(inserter, x.dtype, shape)]
     put_in_place(inserter, last, "RMSNormalization", inputs, {"axis": -len(shape), "epsilon": found.epsilon})

@@ -1,4 +1,6 @@
-"""Write the `Attention` operator as MatMul, Softmax, MatMul for parsers that do not have it (TensorRT before 10.14).
+"""Write the `Attention` operator as MatMul, Softmax, MatMul where a compiler cannot take it.
+
+TensorRT's parser does not have it before 10.14. TensorRT-RTX 1.7 has it, and crashes where query and key are one value.
 
     Attention(q, k, v, mask)   →   MatMul(Softmax(MatMul(q · scale, kᵀ) + mask), v)
 
@@ -16,29 +18,41 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.attention_mask import LOWEST
-from exporters.module_names import MODULE_KEY
-from exporters.passes.fuse_attention import LOWERED_KEY
+from exporters.module_names import MODULE_KEY, label_of
+from exporters.passes.fuse_attention import LOWERED_KEY, SAME
 from exporters.passes.inserter import Inserter, drop_unused_initializers
-from exporters.passes.outcome import LeftAlone, Outcome
+from exporters.passes.outcome import Change, LeftAlone, Outcome
+from exporters.same_value import same_value
+
+_LACKING = "the target fuses it from MatMul and Softmax"
 
 
 @dataclass(frozen=True)
 class LowerAttention:
-    """Replace every plain 4-D attention."""
+    """Replace every plain 4-D attention.
+
+    Attributes:
+        crashing: whether only those are replaced whose query and key are one value.
+    """
+
+    crashing: bool = False
 
     def __call__(self, model: ir.Model) -> Outcome:
         """Replace them; caches, causality, soft caps and shared key heads are left alone with the reason."""
         inserter = Inserter(model.graph)
-        changed, left = 0, []
+        changes: list[Change] = []
+        left: list[LeftAlone] = []
         for node in [node for node in model.graph if node.op_type == "Attention" and not node.domain]:
-            if why := _why_not(node):
-                left.append(LeftAlone(node.name or "", why))
+            if self.crashing and not same_value(node.inputs[0], node.inputs[1]):
                 continue
+            if why := _why_not(node):
+                left.append(LeftAlone(node.name or "", f"{why}, and {SAME}" if self.crashing else why))
+                continue
+            changes.append(Change(label_of(node), f"written out: {SAME if self.crashing else _LACKING}"))
             _Lowering(node, inserter).run()
-            changed += 1
-        if changed:
+        if changes:
             drop_unused_initializers(model.graph)
-        return Outcome("lower attention", changed, tuple(left))
+        return Outcome("lower attention", len(changes), tuple(left), tuple(changes))
 
 
 def _why_not(node: ir.Node) -> str:

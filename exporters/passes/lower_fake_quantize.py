@@ -8,8 +8,11 @@
 
 The rules of TensorRT's explicit quantization that this keeps: symmetric with an explicit int8 zero-point (without one,
 ONNX means uint8), no Transpose between an integer constant and its DQ (the integers are stored as the node reads them).
-Where several layers read one tensor with one scale, they share its Q and each has a DQ of its own. A range narrower
+Where several layers read one tensor with one scale, they share its Q and each has a DQ of its own; so they share the
+integers of one weight. A range narrower
 than the type's becomes a Clip before the Q, except where it only leaves out −128, which costs one step at the most.
+
+8-bit floats go the same way, with E4M3 in the place of int8; `exporters.passes.lower_nvfp4` has the 4-bit ones.
 
 Integers of four bits or fewer are stored as INT4 where only the weight is quantized, as INT8 beside a quantized
 activation: no GEMM multiplies INT8 by INT4.
@@ -26,9 +29,10 @@ import onnx_ir as ir
 
 from exporters.linears import array_of, array_shape
 from exporters.module_names import MODULE_KEY
+from exporters.passes import lower_nvfp4
 from exporters.passes.inserter import Inserter, drop_unused_initializers
 from exporters.passes.outcome import Outcome
-from exporters.quantizer import DOMAIN, INT4, INT8, OPERATOR, Quantizer
+from exporters.quantizer import DOMAIN, INT4, INT8, OPERATOR, Grid, Quantizer
 
 # Operators whose output is never negative.
 _NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "HardSigmoid", "Abs"})
@@ -48,12 +52,16 @@ class LowerFakeQuantize:
         for node in found:
             x = node.inputs[0]
             assert x is not None
-            if x.is_initializer():
+            if not x.is_initializer() and _grid(node) == "nvfp4":
+                _replace(inserter, node, lower_nvfp4.lower_activation(inserter, node, x, node))
+            elif x.is_initializer():
                 _lower_weight(inserter, node, x, stored)
             else:
                 _lower_activation(inserter, node, x, shared)
         drop_unused_initializers(graph)
         model.opset_imports.pop(DOMAIN, None)
+        if any(lower_nvfp4.is_dynamic_quantize(node) for node in graph):
+            model.opset_imports[lower_nvfp4.TRT_DOMAIN] = 1
         return Outcome("lower fake quantizers", len(found))
 
 
@@ -61,13 +69,17 @@ def _lower_weight(inserter: Inserter, node: ir.Node, x: ir.Value, stored: dict[t
     quantizer = quantizer_of(node)
     replaced, perm = _absorbed_transpose(node)
     axis = quantizer.axis
+    if quantizer.grid == "nvfp4":
+        assert axis is not None
+        _replace(inserter, replaced, lower_nvfp4.lower_weight(inserter, node, stored, axis, perm, replaced), node)
+        return
     scale = quantizer.scale
     if perm is not None:
         axis = None if axis is None else perm.index(axis % len(perm))
         scale = np.ascontiguousarray(scale.transpose(perm)) if quantizer.block else scale
     kind = _stored_type(quantizer, beside_quantized=_reads_quantized(replaced))
     name = _place(node, x.name or "weight")
-    key = (x, name, kind, tuple(perm or ()), quantizer.low, quantizer.high, scale.tobytes())
+    key = (x, kind, tuple(perm or ()), axis, quantizer.low, quantizer.high, scale.tobytes())
     if key not in stored:
         stored[key] = _integers(inserter, f"{name}_{kind.name.lower()}", x, quantizer, kind, perm)
     output = inserter.node(
@@ -83,8 +95,13 @@ def _lower_weight(inserter: Inserter, node: ir.Node, x: ir.Value, stored: dict[t
         before=replaced,
         shape=stored[key].shape,
     )
+    _replace(inserter, replaced, output, node)
+
+
+def _replace(inserter: Inserter, replaced: ir.Node, output: ir.Value, node: ir.Node | None = None) -> None:
+    """Put `output` in the place of `replaced`, and remove the quantizer `node` ahead of it."""
     inserter.replace(replaced, output)
-    if replaced is not node:
+    if node is not None and replaced is not node:
         inserter.graph.remove(node, safe=True)
 
 
@@ -108,14 +125,15 @@ def _lower_activation(
     attributes = _attributes(quantizer.axis, quantizer.block)
     name = _place(node, f"{module}.input" if module else "input")
     scale = inserter.initializer(f"{name}_scale", quantizer.scale)
-    zero_name = "zero_point_int8" if quantizer.scale.ndim == 0 else f"{name}_zero_point"
-    zero = inserter.initializer(zero_name, np.zeros(quantizer.scale.shape, np.int8))
+    kind = ir.DataType.FLOAT8E4M3FN if quantizer.grid == "e4m3" else ir.DataType.INT8
+    zero_name = f"zero_point_{kind.name.lower()}" if quantizer.scale.ndim == 0 else f"{name}_zero_point"
+    zero = inserter.initializer(zero_name, np.zeros(quantizer.scale.shape, kind.numpy()))
     key = (x, quantizer.scale.tobytes(), quantizer.low, quantizer.high)
     if key not in shared:
         shared[key] = inserter.node(
             "QuantizeLinear",
             [_clipped(inserter, node, x, quantizer, name), scale, zero],
-            dtype=ir.DataType.INT8,
+            dtype=kind,
             module=module,
             attributes=attributes,
             before=node,
@@ -161,7 +179,12 @@ def quantizer_of(node: ir.Node) -> Quantizer:
         block=node.attributes["block_size"].as_int() if "block_size" in node.attributes else None,
         low=node.attributes["low"].as_int(),
         high=node.attributes["high"].as_int(),
+        grid=_grid(node),
     )
+
+
+def _grid(node: ir.Node) -> Grid:
+    return node.attributes["grid"].as_string() if "grid" in node.attributes else "integers"  # type: ignore[return-value]
 
 
 def _absorbed_transpose(node: ir.Node) -> tuple[ir.Node, list[int] | None]:
@@ -183,6 +206,8 @@ def _reads_quantized(node: ir.Node) -> bool:
 
 
 def _stored_type(quantizer: Quantizer, *, beside_quantized: bool) -> ir.DataType:
+    if quantizer.grid == "e4m3":
+        return ir.DataType.FLOAT8E4M3FN
     four_bits = quantizer.low >= INT4[0] and quantizer.high <= INT4[1] and not beside_quantized
     return ir.DataType.INT4 if four_bits else ir.DataType.INT8
 

@@ -10,6 +10,9 @@
 | w8a8-mha | also both products of each attention: q, k, the softmax with scale 1/127, v |
 | sparse-int8 | also what follows a linear layer, bias included: NVIDIA reports sparse INT8 kernels chosen only there |
 | w4 | weights alone, to 4 bits in blocks of 128 or 64 along K |
+| fp8 | as w8a8-linear, to 8-bit floats (E4M3): s = amax / 448 |
+| fp8-mha | also both products of each attention, the softmax with scale 1/448 |
+| nvfp4 | both inputs of linear layers, to 4-bit floats in blocks of 16 along K (`exporters.small_floats`) |
 
 `exporters.passes.placement_rules` tells what is left alone, as are modules that are marked to stay float, biases, what
 the graph answers, and the sums of a transformer's residual stream. The sum of a CNN is quantized on the branch that
@@ -35,8 +38,19 @@ from exporters.module_names import MODULE_KEY
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Change, LeftAlone, Outcome
 from exporters.passes.placement_reads import Read, attention_products, outputs, residuals
-from exporters.passes.placement_rules import activation, block_of, kept_float, no_block, too_small
-from exporters.quantizer import DOMAIN, INT4, INT8, OPERATOR
+from exporters.passes.placement_rules import (
+    activation,
+    block_of,
+    kept_float,
+    no_block,
+    no_fp4,
+    no_fp8,
+    no_fp8_attention,
+    no_int8_attention,
+    too_small,
+)
+from exporters.quantizer import DOMAIN, E4M3, INT4, INT8, OPERATOR, Grid
+from exporters.small_floats import BLOCK, NVFP4_MAX
 from profiles.device import FloatType
 from profiles.errors import GpusqError
 
@@ -47,6 +61,24 @@ Measure = Callable[[ir.Model, Sequence[str]], Mapping[str, float]]
 LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0, "bfloat16": (2 - 2.0**-7) * 2.0**127}
 _DEAD = 1.0  # amax of what is nothing but zeros
 _SMALLEST = np.finfo(np.float32).smallest_normal  # what a scale must not fall below: a subnormal one may be 0 on a GPU
+
+
+@dataclass(frozen=True)
+class _Format:
+    """What numbers are rounded to: the grid, its smallest and largest, and the amax that a scale of 1 stands for."""
+
+    name: str
+    grid: Grid
+    low: int
+    high: int
+    reach: float
+
+
+_INT8 = _Format("int8", "integers", *INT8, INT8[1])
+_INT4 = _Format("int4", "integers", *INT4, INT4[1])
+_FP8 = _Format("fp8", "e4m3", *E4M3, E4M3[1])
+_FORMATS = {"fp8": _FP8, "fp8-mha": _FP8, "nvfp4": _Format("nvfp4", "nvfp4", -6, 6, NVFP4_MAX)}
+_ATTENTION_RULES = {"w8a8-mha": no_int8_attention, "fp8-mha": no_fp8_attention}
 
 
 @dataclass(frozen=True)
@@ -83,11 +115,17 @@ class PlaceQuantizers:
         for linear in find_linears(graph):
             if linear.weight_dq is not None:
                 continue
-            why = kept.get(linear.module) or (no_block(linear) if self.placement == "w4" else too_small(linear))
+            why = kept.get(linear.module) or self._why_not(linear)
             if why:
                 left.append(LeftAlone(linear.module, why))
             else:
                 yield linear
+
+    def _why_not(self, linear: Linear) -> str:
+        if self.placement == "w4":
+            return no_block(linear)
+        more = {"fp8": no_fp8, "fp8-mha": no_fp8, "nvfp4": no_fp4}.get(self.placement)
+        return too_small(linear) or (more(linear) if more else "")
 
     def _reads(self, graph: ir.Graph, linears: Sequence[Linear], left: list[LeftAlone]) -> Iterator[Read]:
         """What is to be quantized, each place once, but for what is quantized already."""
@@ -103,11 +141,12 @@ class PlaceQuantizers:
         for linear in linears:
             if linear.input_q is None:
                 yield Read(activation(linear), linear.node, linear.activation_input, f"{linear.module}.input")
-        yield from residuals(graph, linears)
+        if self.placement != "nvfp4":
+            yield from residuals(graph, linears)
         if self.placement == "sparse-int8":
             yield from outputs(linears)
-        if self.placement == "w8a8-mha":
-            yield from attention_products(graph, left)
+        if self.placement in _ATTENTION_RULES:
+            yield from attention_products(graph, left, _ATTENTION_RULES[self.placement])
 
     def _measured(self, model: ir.Model, reads: Sequence[Read]) -> Mapping[Read, float]:
         names = list(dict.fromkeys(_name(read.value) for read in reads if read.amax is None))
@@ -115,29 +154,42 @@ class PlaceQuantizers:
         return {read: measured[_name(read.value)] if read.amax is None else read.amax for read in reads}
 
     def _quantize_activation(self, inserter: Inserter, read: Read, amax: Mapping[Read, float]) -> Change:
-        scale = self._scale(np.asarray(amax[read], np.float32), INT8[1], read.place)
-        quantized = self._insert(inserter, read.value, scale, read.node, read.place)
+        scale = self._scale(np.asarray(amax[read], np.float32), self._format.reach, read.place)
+        along = {"axis": -1, "block": BLOCK} if self.placement == "nvfp4" else {}
+        quantized = self._insert(inserter, read.value, scale, read.node, read.place, self._format, **along)
         read.node.replace_input_with(read.index, quantized)
         known = "" if read.amax is None else ", known without measuring"
-        return Change(read.place, f"int8, scale {float(scale):.6g}, amax {amax[read]:.6g}{known}")
+        return Change(read.place, f"{self._format.name}, scale {float(scale):.6g}, amax {amax[read]:.6g}{known}")
+
+    @property
+    def _format(self) -> _Format:
+        """What activations are rounded to."""
+        return _FORMATS.get(self.placement, _INT8)
 
     def _quantize_weight(self, inserter: Inserter, linear: Linear) -> Change:
-        axis: int | None
+        axis: int | None = linear.n_axis
+        block, kind = 0, self._format
         if self.placement == "w4":
-            axis, block, (low, high) = linear.k_axis, block_of(linear), INT4
-        else:
-            axis, block, (low, high) = linear.n_axis, 0, INT8
+            axis, block, kind = linear.k_axis, block_of(linear), _INT4
+        elif self.placement == "nvfp4":
+            axis, block = linear.k_axis, BLOCK
         place = f"{linear.module}.weight"
         shared = f"blocks of {block} along K" if block else "output channel" if axis is not None else "whole weight"
         reader, index = _own_reader(linear, inserter)
-        amax = weight_amax(linear.values, axis, block, low=low, high=high, method=self.weight_method)
-        scale = self._scale(amax, high, place)
+        amax = self._weight_amax(linear, axis, block, kind)
+        scale = self._scale(amax, kind.reach, place)
         release(linear.weight.const_value)
-        quantized = self._insert(inserter, linear.weight, scale, reader, place, axis, block, low, high)
+        quantized = self._insert(inserter, linear.weight, scale, reader, place, kind, axis, block)
         reader.replace_input_with(index, quantized)
-        return Change(place, f"int{4 if block else 8}, one scale for each {shared}")
+        return Change(place, f"{kind.name}, one scale for each {shared}")
 
-    def _scale(self, amax: npt.NDArray[np.float32], high: int, place: str) -> npt.NDArray[np.float32]:
+    def _weight_amax(self, linear: Linear, axis: int | None, block: int, kind: _Format) -> npt.NDArray[np.float32]:
+        if kind.grid == "nvfp4":  # that of the whole weight; its blocks have theirs from it
+            axis, block = None, 0
+        method = self.weight_method if kind.grid == "integers" else "max"
+        return weight_amax(linear.values, axis, block, low=kind.low, high=kind.high, method=method)
+
+    def _scale(self, amax: npt.NDArray[np.float32], high: float, place: str) -> npt.NDArray[np.float32]:
         """The scale amax / high, rounded up to what the graph's type can hold."""
         scale = np.maximum(np.where(amax > 0, amax, _DEAD) / high, _SMALLEST).astype(np.float32)
         largest = LARGEST[self.float_type]
@@ -146,7 +198,7 @@ class PlaceQuantizers:
                 f"the range of {place!r} reaches {float(amax.max()):g}: no {self.float_type} can be its scale",
                 hint="look for NaN or infinity in the weights and the samples",
             )
-        if self.float_type == "float32":
+        if self.float_type == "float32" or self.placement == "nvfp4":
             return scale
         rounded = scale.astype(ir.DataType[self.float_type.upper()].numpy())
         # The next number above a positive one has the next integer as its bits.
@@ -160,12 +212,12 @@ class PlaceQuantizers:
         scale: npt.NDArray[np.float32],
         before: ir.Node,
         place: str,
+        kind: _Format,
         axis: int | None = None,
         block: int = 0,
-        low: int = INT8[0],
-        high: int = INT8[1],
     ) -> ir.Value:
-        attributes: dict[str, int | str] = {"low": low, "high": high, "place": place}
+        attributes: dict[str, int | str] = {"low": kind.low, "high": kind.high, "place": place}
+        attributes |= {} if kind.grid == "integers" else {"grid": kind.grid}
         attributes |= ({} if axis is None else {"axis": axis}) | ({"block_size": block} if block else {})
         return inserter.node(
             OPERATOR,
@@ -182,8 +234,8 @@ class PlaceQuantizers:
 def _own_reader(linear: Linear, inserter: Inserter) -> tuple[ir.Node, int]:
     """What reads the stored weight on the way to the layer: the layer itself, or a Transpose or reshape of its own.
 
-    Others that read the same Transpose keep the float weight: each layer has integers of its own, as onnxruntime's
-    exact 8-bit arithmetic demands, which cannot load a graph where two products share a weight.
+    Others that read the same Transpose keep the float weight. Layers that read one weight in one way share its integers
+    in the end (`LowerFakeQuantize`), each through a DequantizeLinear of its own.
     """
     node, index = linear.node, 1 - linear.activation_input
     while (value := node.inputs[index]) is not linear.weight:

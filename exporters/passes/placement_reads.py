@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -10,7 +10,6 @@ import onnx_ir as ir
 from exporters.linears import Linear, array_shape, trace_weight
 from exporters.module_names import label_of
 from exporters.passes.outcome import LeftAlone
-from exporters.passes.placement_rules import no_int8_attention
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,19 @@ def outputs(linears: Sequence[Linear]) -> Iterator[Read]:
             yield Read(value, user, index, f"{linear.module}.output")
 
 
-def attention_products(graph: ir.Graph, left: list[LeftAlone]) -> Iterator[Read]:
-    """The four inputs of the two products of each attention that INT8 can fuse; the others are left."""
+def attention_products(
+    graph: ir.Graph, left: list[LeftAlone], why_not: Callable[[ir.Node, ir.Value, ir.Value], str]
+) -> Iterator[Read]:
+    """The four inputs of the two products of each attention that a kernel can fuse; the others are left.
+
+    `why_not` tells of a softmax, its q and its v why there is no such kernel, "" where there is.
+    """
     for softmax in [node for node in graph if node.op_type == "Softmax" and not node.domain]:
         found = _products(softmax)
         if found is None:
             continue
         (q, scores), (k, _), (v, product) = found
-        if why := no_int8_attention(q, v):
+        if why := why_not(softmax, q, v):
             left.append(LeftAlone(label_of(softmax), why))
             continue
         place = label_of(softmax)

@@ -28,7 +28,7 @@ from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.inserter import Inserter
 from exporters.passes.outcome import Change, Outcome
 from exporters.passes.put_in_place import drop_unused
-from exporters.qdq_scales import constant_of, input_at, spread
+from exporters.qdq_scales import constant_of, input_at, is_quantizer, spread
 from exporters.sparsity import sparsity_of
 from profiles.device import SparseKernels
 
@@ -95,8 +95,8 @@ def _fold_constant(node: ir.Node, inserter: Inserter) -> Iterator[Change]:
     output = node.outputs[0]
     if x is None or not x.is_initializer() or output.is_graph_output():
         return
-    if any(user.op_type in _READ_CONSTANTS for user, _ in output.uses()):
-        return
+    if any(user.op_type in _READ_CONSTANTS or is_quantizer(user) for user, _ in output.uses()):
+        return  # of a quantizer, it is the scale of its blocks
     if (array := _dequantized(node)) is None:
         return
     constant = inserter.initializer(f"{output.name}_float", array)

@@ -108,7 +108,7 @@ class TypeFloats:
         """The largest magnitude of each float32 tensor that is computed and read."""
         if self.measure is None or self.float_type != "float16":
             return {}
-        values = [value for value in _computed(model.graph) if value.dtype == F32 and value.name]
+        values = [value for value in _computed(model.graph) if value.dtype == F32 and value.name and not _scales(value)]
         found = self.measure(model, [value.name or "" for value in values]) if values else {}
         return {value: found[value.name or ""] for value in values}
 
@@ -244,6 +244,12 @@ def _computed(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     for node in graph:
         yield from node.outputs
+
+
+def _scales(value: ir.Value) -> bool:
+    """Whether it is nothing but the scale of a quantizer, which has a type of its own."""
+    uses = list(value.uses())
+    return bool(uses) and all(node.op_type in QDQ and index == 1 for node, index in uses)
 
 
 def _inexact_scale(node: ir.Node, short: ir.DataType) -> list[ir.Value]:

@@ -229,6 +229,13 @@ def small(name: str) -> nn.Module:
     return module.eval()
 
 
+@cache
+def small_graph(name: str) -> ir.Model:
+    """Its graph; clone it before editing."""
+    inputs = (Input("x", (2, 3, *side(name)), dynamic={0: "batch"}),)
+    return to_onnx(small(name), inputs, ("logits",)).model
+
+
 def side(name: str) -> tuple[int, int]:
     """Height and width of the images that the model takes."""
     sides = {"DeiT-S": 32, "Swin-T": 56, "MobileNetV2": 64}

@@ -153,7 +153,11 @@ def test_answers_as_the_fake_quantized_student(
 @pytest.mark.parametrize(
     ("device", "float_type", "steps"),
     [
-        ("a100", "float16", ["ShareKeyHeads", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"]),
+        (
+            "a100",
+            "float16",
+            ["LowerAttention", "ShareKeyHeads", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"],
+        ),
         ("a100", "float32", ["LowerAttention", "SplitPacked", "FoldConstants"]),
         (
             "agx-orin",
@@ -163,7 +167,7 @@ def test_answers_as_the_fake_quantized_student(
                 *("SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"),
             ],
         ),
-        ("cpu", "float32", ["ShareKeyHeads", "SplitPacked", "FoldConstants"]),
+        ("cpu", "float32", ["LowerAttention", "ShareKeyHeads", "SplitPacked", "FoldConstants"]),
     ],
 )
 def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str]) -> None:

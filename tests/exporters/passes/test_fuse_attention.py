@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from exporters.attention_mask import LOWEST
 from exporters.linears import array_of
 from exporters.module_names import MODULE_KEY
-from exporters.passes.fuse_attention import FuseAttention
+from exporters.passes.fuse_attention import SAME, FuseAttention
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.outcome import LeftAlone
 
@@ -650,3 +650,28 @@ def test_fuses_below_opset_23_what_is_lowered_again_and_not_what_was(run: Run) -
     lowered = ir.to_proto(model)
     assert FuseAttention(lowered=True)(model).changed == 0
     assert ir.to_proto(model) == lowered
+
+
+ONE_VALUE = replaced(
+    plain(keys=4), ("float[N,2,4,8] q, float[N,2,4,8] k", "float[N,2,4,8] q"), ("Transpose<perm=[0,1,3,2]>(k)",
+    "Transpose<perm=[0,1,3,2]>(q)"),
+)  # fmt: skip
+
+
+def test_leaves_an_attention_whose_query_and_key_are_one_value() -> None:
+    model = ir.from_onnx_text(ONE_VALUE)
+    before = [node.op_type for node in model.graph]
+    for _ in range(2):
+        outcome = FuseAttention()(model)
+        assert (outcome.changed, outcome.left_alone) == (0, (LeftAlone("mix", SAME),))
+        assert [node.op_type for node in model.graph] == before
+
+
+def test_fuses_one_value_where_it_is_written_out_again(run: Run) -> None:
+    model = ir.from_onnx_text(ONE_VALUE)
+    inputs = {value.name or "": np.random.default_rng(0).standard_normal((3, 2, 4, size), np.float32)
+              for value, size in zip(model.graph.inputs, (8, 5), strict=True)}  # fmt: skip
+    expected = run(model, **inputs)
+    assert FuseAttention(lowered=True)(model).changed == 1
+    LowerAttention()(model)
+    np.testing.assert_allclose(run(model, **inputs), expected, rtol=1e-5, atol=1e-6)

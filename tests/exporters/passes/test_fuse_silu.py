@@ -14,7 +14,7 @@ Run = Callable[..., npt.NDArray[np.float32]]
 
 TEXT = """
     <ir_version: 8, opset_import: ["": 17]>
-    g (float[2,3] x) => (float[2,3] y) <float one = {1}, float two = {2}, float minus = {-1}>
+    g (float[2,3] x) => (float[2,3] y) <float one = {1}, float two = {2}, float minus = {-1}, float slope = {1.702}>
 """
 WRITTEN_OUT = {
     "SiLU": ("n = Neg(x) e = Exp(n) d = Add(e, one) y = Div(x, d)", ["Sigmoid", "Mul"]),
@@ -22,6 +22,14 @@ WRITTEN_OUT = {
     "sigmoid": ("n = Neg(x) e = Exp(n) d = Add(one, e) y = Div(one, d)", ["Sigmoid"]),
     "reciprocal": ("n = Neg(x) e = Exp(n) d = Add(one, e) y = Reciprocal(d)", ["Sigmoid"]),
     "gate": ("a = Relu(x) n = Neg(x) e = Exp(n) d = Add(one, e) y = Div(a, d)", ["Relu", "Sigmoid", "Mul"]),
+    "quick GELU": (
+        "m = Mul(x, slope) n = Neg(m) e = Exp(n) d = Add(one, e) y = Div(x, d)",
+        ["Mul", "Sigmoid", "Mul"],
+    ),
+    "curve with a slope": (
+        "n = Mul(x, minus) m = Mul(two, n) e = Exp(m) d = Add(e, one) y = Div(one, d)",
+        ["Mul", "Sigmoid"],
+    ),
     "SiLU times sigmoid": (
         "n = Neg(x) e = Exp(n) d = Add(one, e) s = Div(one, d) y = Mul(x, s)",
         ["Sigmoid", "Mul"],
@@ -30,7 +38,8 @@ WRITTEN_OUT = {
 OTHERS = {
     "SiLU already": "s = Sigmoid(x) y = Mul(x, s)",
     "positive exponent": "e = Exp(x) d = Add(one, e) y = Div(x, d)",
-    "scaled exponent": "n = Neg(x) m = Mul(n, two) e = Exp(m) d = Add(one, e) y = Div(x, d)",
+    "growing exponent": "m = Mul(x, two) e = Exp(m) d = Add(one, e) y = Div(x, d)",
+    "quick GELU already": "m = Mul(x, two) s = Sigmoid(m) y = Mul(x, s)",
     "plus two": "n = Neg(x) e = Exp(n) d = Add(two, e) y = Div(x, d)",
     "the other way round": "n = Neg(x) e = Exp(n) d = Add(one, e) y = Div(d, x)",
 }

@@ -152,3 +152,30 @@ def test_a_second_run_changes_nothing(text: str) -> None:
     before = ir.to_proto(model)
     assert LowerAttention()(model).changed == 0
     assert ir.to_proto(model) == before
+
+
+ONE_VALUE = """
+    <ir_version: 11, opset_import: ["": 23]>
+    g (float[N,2,6,8] x, float[N,2,6,8] v) => (float[N,2,6,8] y)
+    <float[N,2,6,8] a, float[N,2,6,8] b, float[N,2,6,8] t>
+    { a = Relu(x) b = Relu(x) [mix] t = Attention(a, b, v) [other] y = Attention(t, x, v) }
+"""
+
+
+def test_writes_out_only_what_crashes_where_the_target_has_the_operator(run: Run) -> None:
+    model = ir.from_onnx_text(ONE_VALUE)
+    inputs = random_inputs(model)
+    before = run(model, **inputs)
+    outcome = LowerAttention(crashing=True)(model)
+    assert [change.where for change in outcome.changes] == ["mix"]
+    assert "query and key are one value" in outcome.changes[0].what
+    assert op_types(model) == ["Relu", "Relu", *GENERAL_FORM, "Attention"]
+    np.testing.assert_allclose(run(model, **inputs), before, rtol=1e-5, atol=1e-6)
+    assert LowerAttention(crashing=True)(model).changed == 0
+
+
+def test_leaves_what_crashes_where_it_cannot_write_it_out() -> None:
+    model = ir.from_onnx_text(ONE_VALUE.replace("Attention(a", "Attention<is_causal=1>(a"))
+    (left,) = LowerAttention(crashing=True)(model).left_alone
+    assert left.where == "mix"
+    assert left.why.startswith("it is causal or has a soft cap, and its query and key are one value")
