@@ -224,7 +224,6 @@ class Job:
         )
 
     @property
-    @property
     def can_leave_float(self) -> bool:
         """Whether layers are quantized here that could stay float, and samples were given to judge that by."""
         return places(self.placement) and self.data is not None and self.target_drop is None
