@@ -7,6 +7,7 @@ takes the same kernels; without it, sparse kernels come and go from build to bui
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -50,5 +51,6 @@ def save_timing_cache(api: Any, config: Any, file: Path) -> None:
         beside.write_bytes(bytes(config.get_timing_cache().serialize()))
         beside.replace(file)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         _log.warning("the timing cache %s cannot be written: %s", file, error)

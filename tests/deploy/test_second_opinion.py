@@ -54,7 +54,7 @@ def test_a_failure_leaves_inputs_outputs_and_a_command_that_shows_it_again(
         "outputs.json",
     ]
     (command,) = engine.again
-    words = [sys.executable, "-W", "ignore", "-c", "from polygraphy.tools import main; main()"]
+    words = [sys.executable, "-W", "ignore", "-c", "import sys; from polygraphy.tools import main; sys.exit(main())"]
     done = subprocess.run([*words, *shlex.split(command)[1:]], capture_output=True, text=True, check=False)
     assert "FAILED" in done.stdout + done.stderr
     assert done.returncode != 0
