@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deploy.build import MODEL_FILE, Via
 from deploy.build_options import BuildOptions
+from deploy.cache import Cache
 from deploy.finish import finish
 from deploy.gates import sentences_text
 from deploy.manifest import Manifest, is_bundle, read_manifest
@@ -18,10 +19,10 @@ from profiles.errors import GpusqError
 
 
 def build_bundle(
-    bundle: Path, options: BuildOptions, required: Sequence[Requirement], via: Via, progress: Progress
+    bundle: Path, options: BuildOptions, required: Sequence[Requirement], via: Via, cache: Cache, progress: Progress
 ) -> tuple[Manifest, str]:
     """Build the engine that `bundle` lacks; return the new manifest, and the gates that it misses, as text."""
-    manifest = finish(bundle, progress, options=options, required=required, via=via)
+    manifest = finish(bundle, progress, options=options, required=required, via=via, cache=cache)
     return manifest, sentences_text(manifest.gates_missed, manifest.plan)
 
 

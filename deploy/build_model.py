@@ -15,10 +15,11 @@ from typing import Any
 import onnx_ir as ir
 from pydantic import Field
 
-from deploy import build as building
-from deploy.build import Via
+from deploy.build import Via, plan_summary
 from deploy.build_options import BuildOptions
 from deploy.bundle import hash_file, staged_files
+from deploy.cache import Cache
+from deploy.cached_build import CachedBuild
 from deploy.gates import missed_requirements, to_text
 from deploy.graph_file import read_graph
 from deploy.lint import check_rules
@@ -74,7 +75,7 @@ class BuiltModel(Record):
             if engine.tactics_skipped:
                 yield f"    {engine.tactics_skipped} kernels were not tried for want of memory"
         if self.plan is not None:
-            yield f"  plan: {building.plan_summary(self.plan)}"
+            yield f"  plan: {plan_summary(self.plan)}"
         for missing in self.missing:
             yield f"  {missing.what} missing: {missing.why}; run `{missing.how}` there"
 
@@ -87,6 +88,7 @@ def build_model(
     options: BuildOptions | None = None,
     required: Sequence[Requirement] = (),
     via: Via = "python",
+    cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> BuiltModel:
     """Build the ONNX file `model` for `profile` into the folder `out`, and return what came of it.
@@ -98,6 +100,7 @@ def build_model(
         options: what is asked of the builders.
         required: what is required beside the default.
         via: what builds TensorRT's engine on the device.
+        cache: takes what was built before; nothing is kept without one.
         progress: is told what goes on.
 
     Raises:
@@ -107,9 +110,9 @@ def build_model(
     graph = read_graph(model)
     check_rules(graph, device)
     with staged_files(out / FILE_NAME) as file:
-        with progress.working(f"building for {device.title}"):
-            name = (str(model), "--profile", profile, "--out", str(out))
-            built = building.build(file.parent, device, name=name, options=options, model=model, via=via)
+        name = (str(model), "--profile", profile, "--out", str(out))
+        how = CachedBuild(model.name, device, options, cache or Cache(None), progress, via)
+        built = how.everything(file.parent, name=name, model=model)
         found = missed_requirements(
             built.plan, built.engines, float_type=_float_type(graph), placement="as-trained", required=required
         )

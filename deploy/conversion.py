@@ -21,7 +21,7 @@ from deploy.build_options import BuildOptions
 from deploy.bundle import PARTIAL, staged
 from deploy.cache import Answer, Cache
 from deploy.cache_key import Key
-from deploy.cached_build import cached_build
+from deploy.cached_build import CachedBuild
 from deploy.costly import TARGET_DROP, advice, costly_layers
 from deploy.export import failed_ways
 from deploy.finish import seal
@@ -172,8 +172,8 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     job.chosen = prepared.chosen
     progress.found("surgery", f"{said} {', '.join(f'{step.name} {step.changed}' for step in prepared.passes)}")
     progress.found("sparsity", f"{said} {summary(prepared.layers)}")
-    name = str(job.out / bundle.name)
-    built = cached_build(bundle, device, job.build, name=name, cache=job.cache, progress=progress)
+    how = CachedBuild(bundle.name, device, job.build, job.cache, progress)
+    built = how.everything(bundle, name=str(job.out / bundle.name))
     progress.found("build", f"{said} {building.summary(built)}")
     if built.plan:
         progress.found("plan", f"{said} {building.plan_summary(built.plan)}")

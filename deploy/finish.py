@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy import sbom
-from deploy.build import DEVICE_ENGINE, Via, build_on_device
+from deploy.build import DEVICE_ENGINE, Via
 from deploy.build_options import BuildOptions
 from deploy.bundle import hash_file, hash_files, staged_copy
+from deploy.cache import Cache
+from deploy.cached_build import CachedBuild
 from deploy.gates import missed_requirements
 from deploy.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, read_manifest
 from deploy.progress import Progress
@@ -24,6 +26,7 @@ def finish(
     options: BuildOptions | None = None,
     required: Sequence[Requirement] = (),
     via: Via = "python",
+    cache: Cache | None = None,
 ) -> Manifest:
     """Build the engine that `bundle` lacks and return its new manifest.
 
@@ -33,6 +36,7 @@ def finish(
         options: what is asked of the builder.
         required: what the engine must come to, beside what the manifest says.
         via: what builds it.
+        cache: takes what was built before; nothing is kept without one.
 
     Raises:
         GpusqError: it is no bundle, a file in it was changed, nothing is missing, or this host is not the device.
@@ -44,9 +48,10 @@ def finish(
         check_files(copy, manifest)
         if not any(missing.what == DEVICE_ENGINE for missing in manifest.missing):
             raise GpusqError(f"{bundle} has its engine already", hint="convert the checkpoint again to replace it")
-        with progress.working(f"building for {manifest.device}"):
-            engine, plan = build_on_device(copy, manifest.device_profile, options, via=via)
-        plan = plan or manifest.plan
+        device, options, cache = manifest.device_profile, options or BuildOptions(), cache or Cache(None)
+        how = CachedBuild(bundle.name, device, options, cache, progress, via)
+        built = how.on_device(copy)
+        (engine,), plan = built.engines, built.plan or manifest.plan
         wanted = (*required, *map(parse_requirement, manifest.required))
         gates = missed_requirements(
             plan, (engine,), float_type=manifest.float_type, placement="as-trained", required=wanted

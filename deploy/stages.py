@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -28,11 +28,13 @@ from calibration.samples import Samples
 from deploy import environment, tensorrt_api
 from deploy.bundle import hash_checkpoint, hash_file
 from deploy.cache_key import Key, code_digest
-from deploy.job import Job
 from deploy.manifest import Failed, Layer, Sizes
 from exporters.passes.outcome import Outcome
 from profiles.device import Device
 from profiles.record import Record
+
+if TYPE_CHECKING:
+    from deploy.job import Job
 
 # What reads checkpoints, traces modules, measures ranges or compiles.
 _PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "safetensors", "timm", "torchvision", "transformers",

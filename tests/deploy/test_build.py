@@ -11,6 +11,7 @@ from deploy import environment, tensorrt_api
 from deploy.build import build, build_on_device, summary
 from deploy.build_options import BuildOptions
 from deploy.bundle import hash_files
+from deploy.cache import Cache
 from deploy.finish import finish
 from deploy.tensorrt_api import ShapeRange, build_engine
 from profiles.device import load_device
@@ -124,7 +125,13 @@ def test_finishing_puts_the_engine_into_manifest_and_report(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle = tmp_path / "a100"
     shutil.copytree(bundles["a100"], bundle)
-    manifest = finish(bundle, options=BuildOptions(sparse=False))
+    cache = Cache(tmp_path / "built")
+    shutil.copytree(bundle, tmp_path / "again" / "a100")
+    manifest = finish(bundle, options=BuildOptions(sparse=False), cache=cache)
+    again = finish(tmp_path / "again" / "a100", options=BuildOptions(sparse=False), cache=cache)
+    assert [answer.hit for answer in cache.answers] == [False, True]
+    assert again.files["engine.tensorrt"] == manifest.files["engine.tensorrt"]
+    assert again.engines == manifest.engines
     assert manifest.missing == ()
     assert [engine.file for engine in manifest.engines] == ["engine.sm80.rtx", "engine.tensorrt"]
     assert (bundle / "engine.tensorrt").stat().st_size == manifest.files["engine.tensorrt"].bytes

@@ -118,3 +118,18 @@ def test_the_shipped_student_passes_its_gates_on_every_target(bundles: dict[str,
     assert missed_requirements(plan, (), float_type="float16", placement="as-trained", required=()) == ()
     assert plan.linear_gemms == plan.linear_gemms_int8 > 0
     assert plan.attentions
+
+
+def test_what_was_built_before_is_taken_and_a_changed_option_is_named(model: Path, tmp_path: Path) -> None:
+    kept = ("--cache", tmp_path / "cache", "--explain")
+    explained = []
+    for out, options in (("one", ()), ("two", ()), ("three", ("--refit",))):
+        code, said, errors = gpusq("build", model, "--profile", "a100", "--out", tmp_path / out, *options, *kept)
+        assert code == 0
+        assert f"--out {tmp_path / out}" in said or "missing" not in said
+        explained.append(errors.splitlines()[0])
+    assert explained[0].endswith("no build is in the cache")
+    assert explained[1].startswith("model.onnx: build: hit ")
+    assert explained[2].endswith("the nearest entry differs in options.refit: false → true")
+    one, two = ((tmp_path / out / "engine.sm80.rtx").read_bytes() for out in ("one", "two"))
+    assert one == two
