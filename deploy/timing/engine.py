@@ -97,10 +97,15 @@ def read_model(path: Path) -> Model:
     """The model at `path`: an ONNX file, or a bundle, of which onnxruntime runs `engine.onnx` or `model.onnx`.
 
     Raises:
-        GpusqError: nothing is there, or a folder that is no bundle.
+        GpusqError: nothing is there, a folder that is no bundle, or a bundle for a GPU.
     """
     if path.is_dir() and is_bundle(path):
         manifest = read_manifest(path)
+        if manifest.device_profile.runtime != "onnxruntime":
+            raise GpusqError(
+                f"{path} was made for {manifest.device_profile.title}, and bench times the CPU of this host",
+                hint=f"bench a bundle of --profile cpu, or {path / 'model.onnx'} as it runs on the CPU",
+            )
         files = [engine.file for engine in manifest.engines if engine.file.endswith(".onnx")]
         return _model(path, path / (files[0] if files else "model.onnx"), manifest.precision)
     if not path.is_file():
