@@ -92,11 +92,11 @@ def test_samples_labels_and_profile_decide_about_the_surgery(small: Path, tmp_pa
     assert "profile.compute_capability" in orin
 
 
-def test_a_method_that_was_chosen_on_the_first_device_decides_about_the_next(small: Path) -> None:
+def test_methods_that_were_chosen_on_the_first_device_decide_about_the_next(small: Path) -> None:
     made = job(small)
     before = surgery_key(made, A100)
-    made.chosen = Method("entropy")
-    assert "chosen method.name" in differences(before.parts, surgery_key(made, A100).parts)
+    made.chosen = {"h": Method("entropy")}
+    assert "chosen method.h.name" in differences(before.parts, surgery_key(made, A100).parts)
 
 
 def test_the_target_and_the_model_decide_about_the_build_and_clocks_do_not(tmp_path: Path) -> None:
