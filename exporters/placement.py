@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from profiles.device import Device
 from profiles.errors import GpusqError
+
+if TYPE_CHECKING:
+    from profiles.device import Device
 
 Placement = Literal["as-trained", "fp16", "w8a8-linear", "w8a8-mha", "sparse-int8", "w4", "fp8", "fp8-mha", "nvfp4"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
