@@ -96,7 +96,7 @@ class _Projection:
     @property
     def weight(self) -> ir.Value:
         """W as it is stored."""
-        weight = (self.matmul if self.weight_dq is None else self.weight_dq).inputs[0 if self.weight_dq else 1]
+        weight = self.matmul.inputs[1] if self.weight_dq is None else self.weight_dq.inputs[0]
         assert weight is not None
         return weight
 
@@ -142,7 +142,7 @@ def _projection(transpose: ir.Node) -> _Projection | None:
         matmul, bias = next((pair for pair in found if pair[0] is not None), (None, None))
         if not _is_constant(bias, 1):
             return None
-    if reshape is None or matmul is None or made_by(matmul.inputs[1], "Transpose") is not None:
+    if reshape is None or matmul is None:
         return None
     projection = _Projection(matmul, bias, reshape, transpose)
     return projection if _is_constant(projection.weight, 2) else None
@@ -164,7 +164,7 @@ def _why_not(group: Sequence[_Projection]) -> str:
 
 
 def _why_not_quantized(group: Sequence[_Projection]) -> str:
-    weights, inputs = ([dq for dq in found] for found in zip(*((one.weight_dq, one.input_dq) for one in group)))
+    weights, inputs = [each.weight_dq for each in group], [each.input_dq for each in group]
     if len({dq is None for dq in weights}) > 1 or len({dq is None for dq in inputs}) > 1:
         return "some of its projections are quantized and some are not"
     if any(dq is not None and _is_blocked(dq) for dq in weights):
@@ -181,14 +181,11 @@ def _is_blocked(weight_dq: ir.Node) -> bool:
 
 
 def _all_same(parameters: Iterable[ir.Value | None]) -> bool:
-    """Whether all are one constant, or hold the same bytes."""
-    found = [(value, constant_of(value)) for value in parameters]
-    return all(
-        value is found[0][0]
-        or (array is not None and found[0][1] is not None and array.dtype == found[0][1].dtype
-            and array.tobytes() == found[0][1].tobytes())
-        for value, array in found
-    )  # fmt: skip
+    """Whether all are one value, or constants of the same bytes."""
+    values = list(parameters)
+    arrays = [constant_of(value) for value in values]
+    known = {(array.dtype, array.tobytes()) for array in arrays if array is not None}
+    return len(set(values)) <= 1 or (len(known) == 1 and all(array is not None for array in arrays))
 
 
 def _heads(projection: _Projection) -> tuple[int, int] | None:
@@ -225,7 +222,7 @@ class _Merging:
 
     def product(self) -> ir.Value:
         """x·[Wq Wk Wv] + [bq bk bv]."""
-        x, source = self.group[0].matmul.inputs[0], self.group[0].x
+        x, source = self.before.inputs[0], self.group[0].x
         assert x is not None
         assert source is not None
         assert source.shape is not None
