@@ -190,7 +190,8 @@ def test_leaves_what_crashes_where_it_cannot_write_it_out() -> None:
             SEPARATE.replace(
                 "{ [mix] y = Attention(q",
                 "<float s = {0.1}, int8 z = {0}, float[N,2,4,8] c> { a = QuantizeLinear(q, s, z) "
-                "b = DequantizeLinear(a, s, z) t = Transpose<perm=[1,0,2,3]>(b) c = Transpose<perm=[1,0,2,3]>(t) [mix] y = Attention(c",
+                "b = DequantizeLinear(a, s, z) t = Transpose<perm=[1,0,2,3]>(b) c = Transpose<perm=[1,0,2,3]>(t) "
+                "[mix] y = Attention(c",
             ),
             "its operands are quantized and its softmax is not: no kernel computes that",
         ),
