@@ -47,6 +47,7 @@ from exporters.passes.repair_qdq import RepairQdq
 from exporters.passes.repair_sparsity import RepairSparsity
 from exporters.passes.scale_channels import ScaleChannels
 from exporters.passes.select_early import SelectEarly
+from exporters.passes.select_queries import SelectQueries
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.share_key_heads import ShareKeyHeads
 from exporters.passes.split_packed import SplitPacked
@@ -54,6 +55,8 @@ from exporters.passes.type_floats import IoTypes, TypeFloats
 from exporters.placement import Placement, check_supported, places, quantizes_attention
 from profiles.device import AttentionForm, Device, FloatType
 from profiles.errors import GpusqError
+
+_INT8_QUERIES = 2  # what an INT8 attention kernel takes at least
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,15 @@ class Target:
             return "matmul"
         return "matmul" if quantizes_attention(self.placement) else self.device.onnx.attention
 
+    @property
+    def lowers_attention(self) -> bool:
+        """Whether attentions are written with MatMul and Softmax, all of them or what TensorRT fuses better so.
+
+        The quantizers that sparse-int8 puts behind q, k and v would leave such an attention half quantized.
+        """
+        better = self.device.runtime != "onnxruntime" and self.placement != "sparse-int8"
+        return self.attention == "matmul" or better
+
 
 def passes_for(
     target: Target, measure: Measure | None = None, ranges: Measure | None = None, feed: Feed | None = None
@@ -112,12 +124,17 @@ def passes_for(
         FuseGelu(),
         FuseSilu(),
         LowerEinsum(),
-        FuseAttention(lowered=target.attention == "matmul"),
+        FuseAttention(lowered=target.lowers_attention),
         MergeProjections(),
         MergeGroupedProjections(),
         SelectEarly(),
+        SelectQueries(_INT8_QUERIES if quantizes_attention(target.placement) else 1),
     ]
-    passes += [LowerAttention()] if target.attention == "matmul" else [LowerAttention(crashing=True), ShareKeyHeads()]
+    if target.attention == "matmul":
+        passes.append(LowerAttention())
+    else:
+        passes += [LowerAttention(crashing=True), ShareKeyHeads()]
+        passes += [LowerAttention(may_stay=True)] if target.lowers_attention else []
     if target.device.onnx.opset < RMS_NORM_OPSET:
         passes += [LowerRmsNorm(), LowerRotary()]
     if target.repair_sparsity:

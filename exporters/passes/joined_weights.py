@@ -42,7 +42,11 @@ def joined_weight(inserter: Inserter, name: str, weights: Sequence[ir.Value]) ->
 
 def joined_bias(biases: Sequence[ir.Value | None], widths: Sequence[int]) -> Array:
     """The biases [n] or [1] as one [Σn], zeros where there is none; one of them at least is."""
-    arrays = [None if bias is None else array_of(bias) for bias in biases]
+    return joined_parameter([None if bias is None else array_of(bias) for bias in biases], widths)
+
+
+def joined_parameter(arrays: Sequence[Array | None], widths: Sequence[int]) -> Array:
+    """What the channels have, [n], [1] or [], as one [Σn], zeros where there is none; one of them at least is."""
     dtype = next(array.dtype for array in arrays if array is not None)
     parts = [
         np.broadcast_to(np.zeros((), dtype) if array is None else array, (width,))

@@ -1,4 +1,4 @@
-"""Write the `Attention` operator as MatMul, Softmax, MatMul where a compiler cannot take it.
+"""Write the `Attention` operator as MatMul, Softmax, MatMul where a compiler cannot take it, or fuses it better so.
 
 TensorRT's parser does not have it before 10.14. TensorRT-RTX 1.7 has it, and crashes where query and key are one value.
 
@@ -7,6 +7,10 @@ TensorRT's parser does not have it before 10.14. TensorRT-RTX 1.7 has it, and cr
 scale is 1 / sqrt(head size) unless given.
 q, k and v are [batch, heads, tokens, head size]. The scale is multiplied into q and not into the product, the order in
 which TensorRT fuses attention (Working with Transformers, fused attention).
+
+Where a parser has the operator, this form is the better one still, if the number of tokens is known and no operand is
+quantized: TensorRT fuses both, moves the heads of the operator's result in a kernel of its own, which this form does
+not need in float16, and refuses the operator where it has no fused kernel (few tokens, small heads).
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from exporters.same_value import same_value
 
 _LACKING = "the target fuses it from MatMul and Softmax"
 
+_MOVES = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather"})
+
 
 @dataclass(frozen=True)
 class LowerAttention:
@@ -33,9 +39,11 @@ class LowerAttention:
 
     Attributes:
         crashing: whether only those are replaced whose query and key are one value.
+        may_stay: whether only those are replaced that are fused in this form for certain.
     """
 
     crashing: bool = False
+    may_stay: bool = False
 
     def __call__(self, model: ir.Model) -> Outcome:
         """Replace them; caches, causality, soft caps and shared key heads are left alone with the reason."""
@@ -45,7 +53,7 @@ class LowerAttention:
         for node in [node for node in model.graph if node.op_type == "Attention" and not node.domain]:
             if self.crashing and not same_value(node.inputs[0], node.inputs[1]):
                 continue
-            if why := _why_not(node):
+            if why := _why_not(node) or (_why_it_stays(node) if self.may_stay else ""):
                 left.append(LeftAlone(node.name or "", f"{why}, and {SAME}" if self.crashing else why))
                 continue
             changes.append(Change(label_of(node), f"written out: {SAME if self.crashing else _LACKING}"))
@@ -72,6 +80,21 @@ def _why_not(node: ir.Node) -> str:
     if shapes[0][1] != shapes[1][1]:  # type: ignore[index]
         return "its query heads share key heads"
     return ""
+
+
+def _why_it_stays(node: ir.Node) -> str:
+    lengths = [value.shape[2] for value in node.inputs[:2] if value is not None and value.shape is not None]
+    if not all(isinstance(length, int) for length in lengths):
+        return "its number of tokens varies"
+    quantized = any(_is_quantized(value) for value in node.inputs[:3])
+    return "its operands are quantized and its softmax is not: no kernel computes that" if quantized else ""
+
+
+def _is_quantized(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 class _Lowering:

@@ -9,11 +9,15 @@ meet: rotated, normalized, appended to a cache, repeated.
 writings; of one tensor it also makes one kernel of all that follows up to the attention, instead of three: 10 kernels a
 block in a decoder's step, not 12 (SmolLM2-135M with INT8 linears, sm80: 304 instead of 363). Each output channel keeps
 its column, so no number changes. The weights are put together when they are read, which is when the graph is saved.
+
+Weights that are quantized already keep their integers, and their scales, side by side: one for each channel, which is
+the same number n times where there was one for a whole weight. Their inputs must be quantized with one scale; the
+quantizer of the first then serves all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +27,11 @@ from exporters.known_sizes import KnownSizes
 from exporters.linears import array_shape
 from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.inserter import Inserter
-from exporters.passes.joined_weights import joined_bias, joined_name, joined_weight, made_for_one
+from exporters.passes.joined_weights import joined_bias, joined_name, joined_parameter, joined_weight, made_for_one
 from exporters.passes.outcome import LeftAlone, Outcome
+from exporters.passes.products import made_by
 from exporters.passes.put_in_place import drop_unused
+from exporters.qdq_scales import constant_of, input_at
 
 _TO_HEADS = (0, 2, 1, 3)
 # What may stand between a projection's heads and the attention.
@@ -62,7 +68,7 @@ class _Projection:
     """x·W + b as heads.
 
     Attributes:
-        matmul: x·W, W a constant [K, H · d].
+        matmul: x·W, W a constant [K, H · d], or one that is dequantized.
         bias: [H · d], if there is one.
         reshape: to [B, N, H, d].
         transpose: to [B, H, N, d].
@@ -75,11 +81,22 @@ class _Projection:
 
     @property
     def x(self) -> ir.Value | None:
-        return self.matmul.inputs[0]
+        """What is multiplied, or quantized ahead of that."""
+        quantizer = None if self.input_dq is None else made_by(self.input_dq.inputs[0], "QuantizeLinear")
+        return self.matmul.inputs[0] if quantizer is None else quantizer.inputs[0]
+
+    @property
+    def input_dq(self) -> ir.Node | None:
+        return made_by(self.matmul.inputs[0], "DequantizeLinear")
+
+    @property
+    def weight_dq(self) -> ir.Node | None:
+        return made_by(self.matmul.inputs[1], "DequantizeLinear")
 
     @property
     def weight(self) -> ir.Value:
-        weight = self.matmul.inputs[1]
+        """W as it is stored."""
+        weight = self.matmul.inputs[1] if self.weight_dq is None else self.weight_dq.inputs[0]
         assert weight is not None
         return weight
 
@@ -125,9 +142,10 @@ def _projection(transpose: ir.Node) -> _Projection | None:
         matmul, bias = next((pair for pair in found if pair[0] is not None), (None, None))
         if not _is_constant(bias, 1):
             return None
-    if reshape is None or matmul is None or not _is_constant(matmul.inputs[1], 2):
+    if reshape is None or matmul is None:
         return None
-    return _Projection(matmul, bias, reshape, transpose)
+    projection = _Projection(matmul, bias, reshape, transpose)
+    return projection if _is_constant(projection.weight, 2) else None
 
 
 def _is_constant(value: ir.Value | None, rank: int) -> bool:
@@ -142,7 +160,32 @@ def _why_not(group: Sequence[_Projection]) -> str:
         return "its projections have heads of different sizes"
     if len({projection.weight.dtype for projection in group}) > 1:
         return "its projections have different types"
+    return _why_not_quantized(group)
+
+
+def _why_not_quantized(group: Sequence[_Projection]) -> str:
+    weights, inputs = [each.weight_dq for each in group], [each.input_dq for each in group]
+    if len({dq is None for dq in weights}) > 1 or len({dq is None for dq in inputs}) > 1:
+        return "some of its projections are quantized and some are not"
+    if any(dq is not None and _is_blocked(dq) for dq in weights):
+        return "its weights have scales of blocks or along K"
+    if not _all_same(dq.inputs[1] for dq in inputs if dq) or not _all_same(input_at(dq, 2) for dq in inputs if dq):
+        return "the inputs of its projections have different scales"
     return ""
+
+
+def _is_blocked(weight_dq: ir.Node) -> bool:
+    scale = constant_of(weight_dq.inputs[1])
+    along_k = scale is not None and scale.ndim == 1 and weight_dq.attributes.get_int("axis", 1) not in (1, -1)
+    return scale is None or scale.ndim > 1 or along_k
+
+
+def _all_same(parameters: Iterable[ir.Value | None]) -> bool:
+    """Whether all are one value, or constants of the same bytes."""
+    values = list(parameters)
+    arrays = [constant_of(value) for value in values]
+    known = {(array.dtype, array.tobytes()) for array in arrays if array is not None}
+    return len(set(values)) <= 1 or (len(known) == 1 and all(array is not None for array in arrays))
 
 
 def _heads(projection: _Projection) -> tuple[int, int] | None:
@@ -179,10 +222,11 @@ class _Merging:
 
     def product(self) -> ir.Value:
         """x·[Wq Wk Wv] + [bq bk bv]."""
-        x = self.group[0].x
+        x, source = self.before.inputs[0], self.group[0].x
         assert x is not None
-        assert x.shape is not None
-        shape = ir.Shape([*list(x.shape)[:2], sum(self.widths)])
+        assert source is not None
+        assert source.shape is not None
+        shape = ir.Shape([*list(source.shape)[:2], sum(self.widths)])
         made = self.add("MatMul", x, self.weight(), shape=shape)
         return (
             made if all(each.bias is None for each in self.group) else self.add("Add", made, self.bias(), shape=shape)
@@ -193,7 +237,21 @@ class _Merging:
         return [int(array_shape(projection.weight)[1]) for projection in self.group]
 
     def weight(self) -> ir.Value:
-        return joined_weight(self.inserter, f"{self.module}.weight", [each.weight for each in self.group])
+        joined = joined_weight(self.inserter, f"{self.module}.weight", [each.weight for each in self.group])
+        dqs = [each.weight_dq for each in self.group if each.weight_dq is not None]
+        if not dqs:
+            return joined
+        parameters = [joined]
+        for index, name in ((1, "scale"), (2, "zero_point")):
+            arrays = [constant_of(input_at(dq, index)) for dq in dqs]
+            if any(array is not None for array in arrays):
+                array = joined_parameter(arrays, self.widths)
+                parameters.append(self.inserter.initializer(f"{self.module}.weight_{name}", array))
+        made = self.add("DequantizeLinear", *parameters, shape=ir.Shape(array_shape(joined)))
+        node = made.producer()
+        assert node is not None
+        node.attributes["axis"] = ir.AttrInt64("axis", 1)
+        return made
 
     def bias(self) -> ir.Value:
         joined = joined_bias([each.bias for each in self.group], self.widths)
@@ -224,7 +282,8 @@ class _Merging:
         return self.inserter.initializer(f"{self.module}.{name}", np.asarray(values, np.int64))
 
     def add(self, op_type: str, *inputs: ir.Value, shape: ir.Shape, perm: Sequence[int] | None = None) -> ir.Value:
-        dtype = self.group[0].weight.dtype
+        projection = self.group[0]
+        dtype = projection.matmul.outputs[0].dtype or projection.weight.dtype
         assert dtype is not None
         attributes = None if perm is None else {"perm": perm}
         return self.inserter.node(

@@ -4,6 +4,7 @@
 |---|---|
 | linear layers | K and N are 16 at least, and they multiply more than one row |
 | convolutions | 16 channels in and out at least; fewer of one where the other, or the image, makes up for it |
+| transposed convolutions | none: whatever the scales, TensorRT-RTX dequantizes both operands and computes in float |
 | grouped convolutions | 16 channels a group; fewer where kernels are 3 wide and the outputs a multiple of 8 |
 | 4-bit weights | K and N are 16 at least, and K is a multiple of a block |
 | FP8 | not convolutions of fewer than 16 channels |
@@ -49,6 +50,8 @@ def too_small(linear: Linear) -> str:
 
 
 def _conv_too_small(linear: Linear) -> str:
+    if linear.node.op_type == "ConvTranspose":
+        return "no kernel computes ConvTranspose on integers"
     stored = array_shape(linear.weight)
     kernel = stored[2:]
     outputs = linear.n

@@ -34,7 +34,7 @@ from profiles.device import SparseKernels
 
 _MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Split", "Identity"})
 _PASSED = _MOVES | QDQ | {"Cast"}
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})  # of ConvTranspose there is no integer kernel
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Concat"})
 # Readers for which an integer constant is dequantized as it is read: weights, and tables of which rows are taken.
 _READ_CONSTANTS = _PRODUCTS | _MOVES | {"Cast"}

@@ -4,7 +4,8 @@
 
 A classifier reads one token of the last block. What works on each token by itself, LayerNormalization, linear layers,
 activations and sums, gives the same numbers for that token alone: the whole MLP of the last block then runs for one
-token instead of all. The selection moves up to what mixes tokens, the attention, and stops there.
+token instead of all. The selection moves up to what mixes tokens, the attention, and stops there; one of two rows
+stays where it is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from exporters.passes.outcome import Outcome
 _EACH_ELEMENT = QDQ | {
     "Add", "Sub", "Mul", "Div", "Gelu", "Relu", "Sigmoid", "Tanh", "Erf", "Clip", "Cast", "Identity",
 }  # fmt: skip
-_EACH_ROW = frozenset({"LayerNormalization", "RMSNormalization"})
+FEW = 2  # so many rows cost no more than one, and `select_queries` leaves as many
+NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class SelectEarly:
     def __call__(self, model: ir.Model) -> Outcome:
         """Move them."""
         inserter = Inserter(model.graph)
-        waiting = [node for node in model.graph if _selects_one_row(node)]
+        waiting = [node for node in model.graph if selects_one_row(node)]
         moved = 0
         while waiting:
             gather = waiting.pop(0)
@@ -42,7 +44,8 @@ class SelectEarly:
         return Outcome("select early", moved)
 
 
-def _selects_one_row(node: ir.Node) -> bool:
+def selects_one_row(node: ir.Node) -> bool:
+    """Whether it is a Gather of one row, along an axis that is neither the batch nor the last."""
     if node.op_type != "Gather" or node.domain or node.inputs[0] is None or node.inputs[0].shape is None:
         return False
     index = node.inputs[1]
@@ -57,8 +60,8 @@ def _axis(gather: ir.Node) -> int:
     return axis + len(x.shape) if axis < 0 and x is not None and x.shape is not None else axis
 
 
-def _row(gather: ir.Node) -> tuple[int, int]:
-    """Its axis and its index there."""
+def row_of(gather: ir.Node) -> tuple[int, int]:
+    """The axis of a Gather of one row, and its index there."""
     index = gather.inputs[1]
     assert index is not None
     return _axis(gather), int(array_of(index).item())
@@ -74,30 +77,38 @@ def _node_that_works_on_each_row(gather: ir.Node) -> ir.Node | None:
     node = None if x is None else x.producer()
     if x is None or node is None or node.domain or len(x.uses()) != 1 or x.is_graph_output() or x.shape is None:
         return None
+    rows = x.shape[_axis(gather)]
+    if isinstance(rows, int) and rows <= FEW:
+        return None
     if any(output.uses() or output.is_graph_output() for output in node.outputs if output is not x):
         return None
-    rows = _rows_of(node)
-    same = all(_has_rows_of(value, x, _axis(gather), alone=len(rows) == 1) for value in rows)
-    return node if rows and same and _works_on_each_row(node, len(x.shape)) else None
+    inputs = _rows_of(node)
+    same = all(_has_rows_of(value, x, _axis(gather), alone=len(inputs) == 1) for value in inputs)
+    return node if inputs and same and works_on_each_row(node, len(x.shape)) else None
 
 
-def _works_on_each_row(node: ir.Node, rank: int) -> bool:
+def is_each_element(node: ir.Node) -> bool:
+    """Whether it computes each element of its result from the same element of its inputs."""
+    return node.op_type in _EACH_ELEMENT and not node.domain
+
+
+def works_on_each_row(node: ir.Node, rank: int) -> bool:
     """Whether nothing in `node`, whose output has `rank` axes, mixes rows or tells them apart."""
     if node.op_type == "MatMul":
         weight, _ = trace_back(node.inputs[1])
         return weight is not None and _is_constant(weight) and len(array_shape(weight)) == 2
-    if node.op_type in _EACH_ROW and node.attributes.get_int("axis", -1) not in (-1, rank - 1):
+    if node.op_type in NORMALIZATIONS and node.attributes.get_int("axis", -1) not in (-1, rank - 1):
         return False
     axes = 0 if node.op_type in QDQ else 1  # a scale for each channel would have to follow its axis
     constants = [value for value in node.inputs if value is not None and value not in _rows_of(node)]
-    return node.op_type in _EACH_ELEMENT | _EACH_ROW and all(
+    return node.op_type in _EACH_ELEMENT | NORMALIZATIONS and all(
         _is_constant(value) and len(array_shape(value)) <= axes for value in constants
     )
 
 
 def _rows_of(node: ir.Node) -> list[ir.Value]:
     """The inputs whose rows are the rows of the output."""
-    first_only = node.op_type in _EACH_ROW | QDQ | {"MatMul", "Clip"}
+    first_only = node.op_type in NORMALIZATIONS | QDQ | {"MatMul", "Clip"}
     candidates = node.inputs[:1] if first_only else node.inputs
     return [value for value in dict.fromkeys(candidates) if value is not None and not _is_constant(value)]
 
@@ -121,7 +132,7 @@ def _move(gather: ir.Node, above: ir.Node, inserter: Inserter) -> list[ir.Node]:
             if read is value:
                 above.replace_input_with(index, node.outputs[0])
         moved.append(node)
-    if above.op_type in _EACH_ROW:
+    if above.op_type in NORMALIZATIONS:
         above.attributes["axis"] = ir.AttrInt64("axis", -1)
     output.shape = selected.shape
     inserter.replace(gather, output)
@@ -132,7 +143,7 @@ def _selection(value: ir.Value, like: ir.Node, before: ir.Node, inserter: Insert
     """The node that selects the same row of `value`: the one that is there already, or a new one."""
     graph, producer = inserter.graph, value.producer()
     for user, index in value.uses():
-        if index == 0 and _selects_one_row(user) and _row(user) == _row(like):
+        if index == 0 and selects_one_row(user) and row_of(user) == row_of(like):
             graph.remove(user)
             if producer is None:
                 graph.insert_before(graph[0], user)

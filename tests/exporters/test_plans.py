@@ -19,16 +19,19 @@ pytestmark = [
 
 # kernels, INT8 linears, INT8 convolutions, attentions: what was reached, by model and placement
 REACHED: dict[tuple[str, Placement], tuple[int, int, int, int]] = {
-    ("DeiT-S (timm)", "w8a8-linear"): (125, 49, 1, 12),
-    ("DeiT-S (timm)", "w8a8-mha"): (114, 49, 1, 12),
-    ("DeiT-S (HF)", "w8a8-linear"): (125, 49, 1, 12),
-    ("DeiT-S (HF)", "w8a8-mha"): (114, 49, 1, 12),
-    ("Swin-T (timm)", "w8a8-linear"): (144, 52, 1, 12),
+    ("DeiT-S (timm)", "fp16"): (101, 0, 0, 12),
+    ("DeiT-S (timm)", "w8a8-linear"): (123, 49, 1, 12),
+    ("DeiT-S (timm)", "w8a8-mha"): (113, 49, 1, 12),
+    ("DeiT-S (HF)", "w8a8-mha"): (113, 49, 1, 12),
     ("Swin-T (timm)", "w8a8-mha"): (132, 52, 1, 12),
     ("Swin-T (HF)", "w8a8-linear"): (143, 52, 1, 12),
     ("Swin-T (HF)", "w8a8-mha"): (131, 52, 1, 12),
     ("ResNet-50", "w8a8-linear"): (106, 1, 53, 0),
     ("MobileNetV2", "w8a8-linear"): (107, 1, 52, 0),
+    ("DINOv2 ViT-S/14 (file)", "w8a8-linear"): (130, 48, 2, 12),  # three of its convolutions are transposed
+    ("YOLOv8n (file)", "w8a8-linear"): (134, 0, 64, 0),
+    ("MiniLM-L6 (HF)", "w8a8-linear"): (62, 24, 0, 6),
+    ("SmolLM2, 4 blocks", "w8a8-linear"): (44, 21, 0, 4),
 }
 
 
@@ -53,12 +56,15 @@ def plans() -> ModuleType:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", list(dict.fromkeys(model for model, _ in REACHED)))
 def test_compiles_to_no_more_kernels_than_were_reached(plans: ModuleType, tmp_path: Path, name: str) -> None:
-    plans.export(name, tmp_path / "model.onnx")
+    try:
+        plans.export(name, tmp_path / "model.onnx")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     for (model, placement), (kernels, linears, convolutions, attentions) in REACHED.items():
         if model != name:
             continue
         row = plans.row(name, tmp_path / "model.onnx", placement)
         assert row.kernels <= kernels
-        assert row.linears_int8 == row.linears == linears
-        assert row.convolutions_int8 == row.convolutions == convolutions
+        assert (row.linears_int8, row.convolutions_int8) == (linears, convolutions)
+        assert row.linears_int8 in (0, row.linears)
         assert row.fused == row.attentions == attentions

@@ -179,3 +179,27 @@ def test_leaves_what_crashes_where_it_cannot_write_it_out() -> None:
     (left,) = LowerAttention(crashing=True)(model).left_alone
     assert left.where == "mix"
     assert left.why.startswith("it is causal or has a soft cap, and its query and key are one value")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (SEPARATE, ""),
+        (SEPARATE.replace("[N,2,6,8]", "[N,2,T,8]"), "its number of tokens varies"),
+        (
+            SEPARATE.replace(
+                "{ [mix] y = Attention(q",
+                "<float s = {0.1}, int8 z = {0}, float[N,2,4,8] c> { a = QuantizeLinear(q, s, z) "
+                "b = DequantizeLinear(a, s, z) t = Transpose<perm=[1,0,2,3]>(b) c = Transpose<perm=[1,0,2,3]>(t) "
+                "[mix] y = Attention(c",
+            ),
+            "its operands are quantized and its softmax is not: no kernel computes that",
+        ),
+    ],
+    ids=["known", "any number of tokens", "half quantized"],
+)
+def test_where_it_may_stay_it_is_written_so_only_if_that_is_fused(text: str, why: str) -> None:
+    model = ir.from_onnx_text(text)
+    outcome = LowerAttention(may_stay=True)(model)
+    assert outcome.left_alone == ((LeftAlone("mix", why),) if why else ())
+    assert ("Attention" in op_types(model)) is bool(why)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 from deploy.compiled_kernels import read_kernels
 from deploy.tensorrt_api import ShapeRange, build_engine
+from exporters.linears import find_linears
 from exporters.passes.fold_constants import FoldConstants
+from exporters.passes.inserter import Inserter
 from exporters.passes.lower_fake_quantize import LowerFakeQuantize
 from exporters.passes.merge_grouped_projections import MergeGroupedProjections
 from exporters.passes.place_quantizers import PlaceQuantizers
@@ -85,6 +88,67 @@ def test_projections_of_a_decoder_become_one_with_the_same_numbers(tokens: str, 
     assert np.abs(run(model, **inputs(3)) - expected).max() <= 1e-5 * np.abs(expected).max()
     assert [value.name for value in model.graph.outputs] == ["y", "new_keys", "new_values"]
     assert MergeGroupedProjections()(model).changed == 0
+
+
+def quantized(*, per_channel: bool = True, scales: tuple[float, float, float] = (0.05, 0.05, 0.05)) -> ir.Model:
+    """The decoder as another tool writes it: a quantizer ahead of each projection, `scales` those of q, k and v."""
+    model = graph(tokens="3")
+    inserter = Inserter(model.graph)
+    zero = inserter.initializer("zero", np.zeros((), np.int8))
+    for node, name, scale in zip([n for n in model.graph if n.op_type == "MatMul"], WIDTHS, scales, strict=True):
+        x, weight = node.inputs
+        assert x is not None
+        assert weight is not None
+        assert weight.const_value is not None
+        array = weight.const_value.numpy()
+        step = (np.abs(array).max(axis=0 if per_channel else None) / 127).astype(np.float32)
+        stored = inserter.initializer(f"{name}_int8", np.round(array / step).astype(np.int8))
+        step_value = inserter.initializer(f"{name}_step", step)
+        zeros = inserter.initializer(f"{name}_zero", np.zeros(step.shape, np.int8))
+        add = functools.partial(inserter.node, module="", before=node)
+        weight = add("DequantizeLinear", [stored, step_value, zeros], dtype=ir.DataType.FLOAT, attributes={"axis": 1})
+        node.replace_input_with(1, weight)
+        s = inserter.initializer(f"{name}_x_scale", np.asarray(scale, np.float32))
+        integers = add("QuantizeLinear", [x, s, zero], dtype=ir.DataType.INT8)
+        node.replace_input_with(0, add("DequantizeLinear", [integers, s, zero], dtype=ir.DataType.FLOAT))
+    FoldConstants()(model)
+    return model
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_quantized_projections_become_one_with_the_scales_that_they_have(per_channel: bool, run: Run) -> None:
+    model = quantized(per_channel=per_channel)
+    expected = run(model, **inputs(3))
+    given = {name: scale_of(model, f"{name}_step") for name in WIDTHS}
+    assert MergeGroupedProjections()(model).changed == 1
+    (linear,) = find_linears(model.graph)
+    joined = np.concatenate([np.broadcast_to(given[name], width) for name, width in WIDTHS.items()])
+    assert linear.weight_scale is not None
+    assert linear.weight_scale.tobytes() == joined.tobytes()
+    assert linear.input_scale == np.float32(0.05)
+    assert count(model, "QuantizeLinear") == 1
+    assert np.abs(run(model, **inputs(3)) - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert MergeGroupedProjections()(model).changed == 0
+
+
+def scale_of(model: ir.Model, name: str) -> npt.NDArray[np.float32]:
+    value = model.graph.initializers[name].const_value
+    assert value is not None
+    return np.asarray(value.numpy(), np.float32)
+
+
+def test_projections_with_inputs_of_different_scales_are_left_alone_with_the_reason() -> None:
+    outcome = MergeGroupedProjections()(quantized(scales=(0.05, 0.05, 0.06)))
+    assert outcome.changed == 0
+    assert [left.why for left in outcome.left_alone] == ["the inputs of its projections have different scales"]
+
+
+def test_a_projection_that_is_not_quantized_keeps_the_others_apart() -> None:
+    model = quantized()
+    first = next(node for node in model.graph if node.op_type == "MatMul")
+    first.replace_input_with(0, model.graph.inputs[0])
+    outcome = MergeGroupedProjections()(model)
+    assert [left.why for left in outcome.left_alone] == ["some of its projections are quantized and some are not"]
 
 
 def test_only_projections_of_one_tensor_are_merged(run: Run) -> None:

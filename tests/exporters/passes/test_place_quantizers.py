@@ -366,26 +366,17 @@ def test_the_first_convolution_of_a_small_image_is_quantized() -> None:
     assert place(filled(text)).changed == 2
 
 
-@pytest.mark.parametrize("group", [1, 2])
-def test_a_transposed_convolution_has_scales_of_its_outputs(group: int, run: Run) -> None:
-    """Within 2 % of the largest output."""
+def test_a_transposed_convolution_stays_in_float() -> None:
     text = replaced(
         CONV,
-        ("Conv(", f"ConvTranspose<group={group}>("),
-        ("[32,16,3,3] w", f"[32,{32 // group},3,3] w"),
+        ("Conv(", "ConvTranspose("),
+        ("[32,16,3,3] w", "[32,32,3,3] w"),
         ("[N,16,6,6]", "[N,32,6,6]"),
         ("[N,32,4,4]", "[N,32,8,8]"),
     )
-    model = filled(text)
-    inputs = samples(model)
-    before = run(model, **inputs)
-    assert quantized(model).changed == 2
-    (linear,) = find_linears(model.graph)
-    assert linear.weight_dq is not None
-    assert linear.weight_dq.attributes["axis"].as_int() == 1
-    assert linear.weight_scale is not None
-    assert linear.weight_scale.shape == (32 // group,)
-    assert np.abs(run(model, **inputs) - before).max() <= 0.02 * np.abs(before).max()
+    outcome = place(filled(text))
+    assert outcome.changed == 0
+    assert [left.why for left in outcome.left_alone] == ["no kernel computes ConvTranspose on integers"]
 
 
 # A CNN's block: the sum of a convolution's branch and the identity.

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from deploy.compiled_kernels import read_kernels
+from deploy.tensorrt_api import build_engine
 from exporters.passes.outcome import Change
 from exporters.passes.repair_qdq import RepairQdq
 from profiles.device import SparseKernels
@@ -200,3 +204,36 @@ def test_a_second_run_changes_nothing(body: str) -> None:
     once = ir.to_proto(model)
     assert RepairQdq()(model).changed == 0
     assert ir.to_proto(model) == once
+
+
+UPSAMPLED = """
+    <ir_version: 10, opset_import: ["": 21]>
+    g (float[N,2,3,3] x) => (float[N,2,6,6] y)
+    <float s = {0.05}, float[2] t = {0.01, 0.02}, int8 z = {0}, int8[2] z2 = {0, 0},
+     int8[2,2,2,2] w = {1, -2, 3, 4, 50, 60, -70, 80, 9, 10, 11, -12, 100, 110, 120, -127}>
+    {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) wd = DequantizeLinear<axis=1>(w, t, z2)
+        y = ConvTranspose<strides=[2,2]>(d, wd)
+    }
+"""
+
+
+def test_a_transposed_convolution_gets_its_float_input_and_its_weight_dequantized(run: Run) -> None:
+    """Within half a step of the input's quantizer times the largest weights; a second run changes nothing."""
+    model = ir.from_onnx_text(UPSAMPLED)
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 2, 3, 3)).astype(np.float32)
+    before = run(model, x=x)
+    assert RepairQdq()(model).changed == 2
+    assert op_types(model) == ["ConvTranspose"]
+    assert np.abs(run(model, x=x) - before).max() <= 0.5 * 0.05 * 2 * 127 * 0.02
+    assert RepairQdq()(model).changed == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="compiling needs tensorrt-rtx")
+@pytest.mark.parametrize("scales", ["", "<axis=1>"], ids=["per tensor", "per channel"])
+def test_the_compiler_has_no_integer_kernel_for_a_transposed_convolution(tmp_path: Path, scales: str) -> None:
+    text = UPSAMPLED if scales else UPSAMPLED.replace("<axis=1>(w, t, z2)", "(w, s, z)")
+    ir.save(ir.from_onnx_text(text), tmp_path / "model.onnx")
+    built = build_engine(tmp_path / "model.onnx", "tensorrt-rtx", compute_capability="SM80")
+    operands = [kernel.operands for kernel in read_kernels(built.log) if kernel.kind == "convolution"]
+    assert "Int8" not in {dtype for each in operands for dtype in each}
