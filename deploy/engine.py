@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from deploy import environment, tensorrt_api
 from deploy.bundle import hash_file
 from deploy.cuda import Array
+from deploy.engine_fit import why_not_its_device
 from deploy.manifest import Engine as Entry
 from deploy.manifest import Manifest, read_manifest
 from profiles.errors import GpusqError
@@ -71,7 +72,7 @@ def open_engine(bundle: Path, runtime: str | None = None) -> Engine:
     path = bundle / entry.file
     if entry.file not in manifest.files or not path.is_file() or hash_file(path) != manifest.files[entry.file]:
         raise GpusqError(f"{path} is not the file that the manifest names", hint="engines are code: convert again")
-    why = unfit(entry, manifest)
+    why = why_not_its_device(entry, manifest.device_profile) or unfit(entry, manifest)
     if why:
         raise GpusqError(f"{path} is not for this host: {why}", hint=f"build it here: gpusq build {bundle}")
     if entry.runtime == "onnxruntime":

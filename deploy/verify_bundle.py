@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import Field
 
 from deploy.bundle import hash_files
-from deploy.engine_fit import why_not_here, why_not_its_device
+from deploy.engine import unfit
+from deploy.engine_fit import why_not_its_device
 from deploy.finish import check_files
 from deploy.manifest import SIGNATURE_NAME, Engine, Manifest, read_manifest
 from deploy.signature import check_signature
@@ -48,7 +49,7 @@ class BundleCheck(Record):
             f"  signature: {self.signature}",
         ]
         for engine in self.engines:
-            said = "fits this host" if engine.fits else f"does not run here: {engine.why}"
+            said = "fits this host" if engine.fits else f"not for this host: {engine.why}"
             lines.append(f"  {engine.file} ({engine.runtime} {engine.runtime_version}, {engine.target}): {said}")
         return "\n".join(lines if self.engines else [*lines, "  it has no engine"])
 
@@ -92,7 +93,7 @@ def _check(bundle: Path, manifest: Manifest, engine: Engine) -> EngineCheck:
         raise GpusqError(f"{bundle / engine.file} is an engine without a hash", hint="convert the checkpoint again")
     if why := why_not_its_device(engine, manifest.device_profile):
         raise GpusqError(f"{bundle / engine.file} is not of this bundle: {why}", hint="convert the checkpoint again")
-    why = why_not_here(engine)
+    why = unfit(engine, manifest)
     return EngineCheck(
         file=engine.file,
         runtime=engine.runtime,

@@ -1,10 +1,11 @@
-"""Kill a conversion at random moments and run it again: is it the same bundle, and is the cache sound? By hand:
+"""Kill a conversion or a build at random moments and run it again: is it the same, and is the cache sound? By hand:
 
-    python -m tests.deploy.measure_kills CHECKPOINT --profile a100 --kills 20
+    python -m tests.deploy.measure_kills convert student.safetensors --profile a100 --kills 20
+    python -m tests.deploy.measure_kills build model.onnx --profile a100 --kills 20
 
 Each round starts with an empty folder and an empty cache, is killed with SIGKILL after a random share of the time that
-a whole conversion takes, and is run again. It fails if a bundle is not the bytes of the one that nothing killed, if a
-lock or something half-made stays, or if what the cache keeps is damaged.
+the whole takes, and is run again. It fails if that does not write the bytes that were written where nothing was killed,
+if something half-made stays, or if what the cache keeps is damaged.
 """
 
 from __future__ import annotations
@@ -18,24 +19,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from deploy.bundle import hash_file, hash_files
+from deploy.bundle import hash_file
 from deploy.cached_entry import ENTRY_FILE, parsed
+from deploy.manifest import FileEntry
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "SOURCE_DATE_EPOCH": "0"}
 
 
-def command(checkpoint: str, profile: str, folder: Path) -> list[str]:
-    """The conversion; the name of its folder is in the bundle, so that it is the same for all."""
-    given = ["--profile", profile, "--out", "out", "--cache", str(folder / "cache"), "--explain"]
-    return [sys.executable, "-m", "deploy", "convert", checkpoint, *given]
+def run(words: list[str], folder: Path, seconds: float | None = None) -> str:
+    """Run gpusq in `folder`, or kill it after `seconds`; return what it explained.
 
-
-def convert(checkpoint: str, profile: str, folder: Path, seconds: float | None = None) -> str:
-    """Run it, or kill it after `seconds`; return what it explained."""
+    The name of its --out is in what it writes, so it is the same in each folder.
+    """
     folder.mkdir(exist_ok=True)
+    kept = ["--out", "out", "--cache", str(folder / "cache"), "--explain"]
     process = subprocess.Popen(
-        command(checkpoint, profile, folder), cwd=folder, env=ENVIRONMENT, text=True,
+        [sys.executable, "-m", "deploy", *words, *kept], cwd=folder, env=ENVIRONMENT, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -48,11 +48,10 @@ def convert(checkpoint: str, profile: str, folder: Path, seconds: float | None =
     return said
 
 
-def content(folder: Path, profile: str) -> dict[str, object]:
-    """Every file of the bundle by its hash, the manifest with them; there must be nothing beside the bundle."""
-    assert [path.name for path in (folder / "out").iterdir()] == [profile]
-    bundle = folder / "out" / profile
-    return {**hash_files(bundle), "manifest.json": hash_file(bundle / "manifest.json")}
+def content(folder: Path) -> dict[str, FileEntry]:
+    """Every file that was written, by its hash: what is half-made would be one more."""
+    files = sorted(path for path in (folder / "out").rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 
 def check_cache(cache: Path) -> int:
@@ -68,26 +67,26 @@ def check_cache(cache: Path) -> int:
 def main() -> None:
     """Kill and run again, and print a line for each."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("checkpoint")
+    parser.add_argument("what", choices=["convert", "build"])
+    parser.add_argument("path")
     parser.add_argument("--profile", default="a100")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    checkpoint, rng = str(Path(given.checkpoint).resolve()), random.Random(given.seed)
+    words, rng = [given.what, str(Path(given.path).resolve()), "--profile", given.profile], random.Random(given.seed)
     with tempfile.TemporaryDirectory() as temporary:
         start = time.monotonic()
-        convert(checkpoint, given.profile, Path(temporary) / "whole")
+        run(words, Path(temporary) / "whole")
         seconds = time.monotonic() - start
-        whole = content(Path(temporary) / "whole", given.profile)
+        whole = content(Path(temporary) / "whole")
         for number in range(given.kills):
             folder, after = Path(temporary) / str(number), rng.uniform(0, seconds)
-            killed = convert(checkpoint, given.profile, folder, after) == "killed"
-            said = convert(checkpoint, given.profile, folder)
-            assert content(folder, given.profile) == whole, f"round {number} gave another bundle"
-            entries = check_cache(folder / "cache")
-            kept = f"{said.count(': hit ')} of {entries} stages from the cache"
+            killed = run(words, folder, after) == "killed"
+            said = run(words, folder)
+            assert content(folder) == whole, f"round {number} gave something else"
+            kept = f"{said.count(': hit ')} of {check_cache(folder / 'cache')} stages from the cache"
             done = "killed" if killed else "done"
-            print(f"{number:3}  {done} at {after:5.1f} of {seconds:.1f} s, then {kept}, the same bundle", flush=True)
+            print(f"{number:3}  {done} at {after:5.1f} of {seconds:.1f} s, then {kept}, the same files", flush=True)
 
 
 if __name__ == "__main__":

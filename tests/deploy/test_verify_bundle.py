@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.cli import main
-from deploy.engine_fit import loadable, why_not_here, why_not_its_device
+from deploy.engine_fit import why_not_its_device
 from deploy.environment import Gpu
 from deploy.manifest import Manifest, read_manifest
 from deploy.verify_bundle import verify_bundle
@@ -68,59 +68,29 @@ def test_an_engine_without_a_hash_is_found(bundle: Path) -> None:
 
 
 def on_a_host_with(monkeypatch: pytest.MonkeyPatch, version: str | None, *gpus: Gpu) -> None:
-    monkeypatch.setattr("deploy.engine_fit._version_here", lambda runtime: version)
+    monkeypatch.setattr("deploy.engine._version", lambda runtime: version)
     monkeypatch.setattr("deploy.environment.gpus", lambda: gpus)
 
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.1")
 
 
-def test_an_engine_is_loaded_where_device_version_and_hash_fit(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = read_manifest(bundle)
-    (engine,) = manifest.engines
-    on_a_host_with(monkeypatch, engine.runtime_version, A100)
-    assert loadable(bundle, manifest, engine) == bundle / engine.file
-    (bundle / engine.file).write_bytes(b"another")
-    with pytest.raises(GpusqError, match="is not the file that the manifest names"):
-        loadable(bundle, manifest, engine)
-
-
-def test_a_foreign_engine_is_not_loaded(bundle: Path) -> None:
-    manifest = read_manifest(bundle)
-    (bundle / "foreign.plan").write_bytes(b"ptrt")
-    engine = manifest.engines[0].model_copy(update={"file": "foreign.plan"})
-    with pytest.raises(GpusqError, match="is not an engine of this bundle"):
-        loadable(bundle, manifest, engine)
-
-
 @pytest.mark.parametrize(
     ("version", "gpus", "words"),
     [
-        (None, (A100,), "tensorrt-rtx is not installed here"),
-        ("1.6.0", (A100,), "and this host has 1.6.0"),
-        ("same", (), "has no NVIDIA GPU"),
-        ("same", (Gpu("NVIDIA L4", "8.9", "580.1"),), r"the GPU of this host is NVIDIA L4 \(8.9\)"),
+        ("same", (A100,), "fits this host"),
+        (None, (A100,), "tensorrt-rtx is not installed"),
+        ("1.6.0", (A100,), "and here is 1.6.0"),
+        ("same", (), "not for this host: it has no NVIDIA GPU"),
+        ("same", (Gpu("NVIDIA L4", "8.9", "580.1"),), "it is for SM80, and NVIDIA L4 is SM89"),
     ],
 )
-def test_an_engine_of_another_version_or_device_is_not_loaded(
+def test_says_whether_an_engine_fits_this_host(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, version: str | None, gpus: tuple[Gpu, ...], words: str
 ) -> None:
-    manifest = read_manifest(bundle)
-    (engine,) = manifest.engines
-    on_a_host_with(monkeypatch, engine.runtime_version if version == "same" else version, *gpus)
-    with pytest.raises(GpusqError, match=words) as caught:
-        loadable(bundle, manifest, engine)
-    assert caught.value.hint == f"build it here: gpusq build {bundle}"
-
-
-def test_an_engine_that_another_gpu_of_its_kind_built_is_not_loaded(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     (engine,) = read_manifest(bundle).engines
-    built = engine.model_copy(update={"built_on": "NVIDIA A100-PCIE-40GB, driver or Jetson Linux 580.1"})
-    on_a_host_with(monkeypatch, engine.runtime_version, A100)
-    assert "it was built on NVIDIA A100-PCIE-40GB" in why_not_here(built)
-    assert why_not_here(engine.model_copy(update={"built_on": f"{A100.name}, driver or Jetson Linux 580.1"})) == ""
+    on_a_host_with(monkeypatch, engine.runtime_version if version == "same" else version, *gpus)
+    assert words in verify_bundle(bundle).to_text()
 
 
 def test_a_processors_engine_is_none_for_a_gpu(bundle: Path) -> None:
