@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.build import MODEL_FILE, Via
 from deploy.build_options import BuildOptions
 from deploy.cache import Cache
+from deploy.device_engine import MODEL_FILE, Via
 from deploy.finish import finish
 from deploy.gates import sentences_text
 from deploy.manifest import Manifest, is_bundle, read_manifest

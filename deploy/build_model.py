@@ -15,11 +15,12 @@ from typing import Any
 import onnx_ir as ir
 from pydantic import Field
 
-from deploy.build import Via, plan_summary
+from deploy.build import plan_summary
 from deploy.build_options import BuildOptions
 from deploy.bundle import hash_file, staged_files
 from deploy.cache import Cache
 from deploy.cached_build import CachedBuild
+from deploy.device_engine import Via
 from deploy.gates import missed_requirements, to_text
 from deploy.graph_file import read_graph
 from deploy.lint import check_rules

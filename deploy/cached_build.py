@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deploy import build as building
-from deploy.build import MODEL_FILE, BuildResult, Via, build_on_device
+from deploy.build import BuildResult
 from deploy.build_options import BuildOptions
 from deploy.cache import Cache
 from deploy.cache_key import Key
+from deploy.device_engine import MODEL_FILE, Via, build_on_device
 from deploy.progress import Progress
 from deploy.stages import build_key
 from profiles.device import Device

@@ -16,13 +16,13 @@ from calibration.methods import Method
 from calibration.samples import SampleSource, random_inputs
 from deploy import bench, environment, sbom, verify
 from deploy import build as building
-from deploy.build import MODEL_FILE
 from deploy.build_options import BuildOptions
 from deploy.bundle import PARTIAL, staged
 from deploy.cache import Answer, Cache
 from deploy.cache_key import Key
 from deploy.cached_build import CachedBuild
 from deploy.costly import TARGET_DROP, advice, costly_layers
+from deploy.device_engine import MODEL_FILE
 from deploy.export import failed_ways
 from deploy.finish import seal
 from deploy.gates import agreement_missed, missed_gates, sentences_text

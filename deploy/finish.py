@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy import sbom
-from deploy.build import DEVICE_ENGINE, Via
 from deploy.build_options import BuildOptions
 from deploy.bundle import hash_file, hash_files, staged_copy
 from deploy.cache import Cache
 from deploy.cached_build import CachedBuild
+from deploy.device_engine import DEVICE_ENGINE, Via
 from deploy.gates import missed_requirements
 from deploy.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, read_manifest
 from deploy.progress import Progress

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from pydantic import Field
 
-from deploy.build import MODEL_FILE
+from deploy.device_engine import MODEL_FILE
 from deploy.finish import check_files
 from deploy.inspect_checkpoint import CheckpointInspection, inspect_checkpoint
 from deploy.layers import layers_of, sizes_of, summary

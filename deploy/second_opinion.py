@@ -29,7 +29,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from calibration.samples import Samples, SampleSource, load_samples, random_samples
-from deploy.build import MODEL_FILE
+from deploy.device_engine import MODEL_FILE
 from deploy.engine import Engine, OnnxRuntimeEngine, open_engine
 from deploy.manifest import Manifest, read_manifest
 from deploy.progress import Progress

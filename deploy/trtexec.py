@@ -177,9 +177,7 @@ def build_with_trtexec(model: Path, folder: Path, options: BuildOptions, timing_
     Raises:
         GpusqError: there is no trtexec, its version lacks an option, or it built nothing.
     """
-    program = shutil.which("trtexec")
-    if program is None:
-        raise GpusqError("there is no trtexec on PATH", hint="on a Jetson it is in /usr/src/tensorrt/bin")
+    program = _program()
     version = _version(program)
     files = Files(folder / "trtexec.engine", timing_cache)
     if timing_cache is not None:
@@ -195,6 +193,22 @@ def build_with_trtexec(model: Path, folder: Path, options: BuildOptions, timing_
     files.engine.unlink()
     files.layers.unlink(missing_ok=True)
     return Built(engine, log, "tensorrt", ".".join(map(str, version)), layers)
+
+
+def installed_version() -> str:
+    """The version of the trtexec on PATH, such as 10.16.3.
+
+    Raises:
+        GpusqError: there is none, or it does not say its version.
+    """
+    return ".".join(map(str, _version(_program())))
+
+
+def _program() -> str:
+    program = shutil.which("trtexec")
+    if program is None:
+        raise GpusqError("there is no trtexec on PATH", hint="on a Jetson it is in /usr/src/tensorrt/bin")
+    return program
 
 
 def _version(program: str) -> tuple[int, int, int]:

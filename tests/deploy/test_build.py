@@ -6,12 +6,12 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from deploy import build as building
-from deploy import environment, tensorrt_api
-from deploy.build import build, build_on_device, summary
+from deploy import device_engine, environment, tensorrt_api
+from deploy.build import build, summary
 from deploy.build_options import BuildOptions
 from deploy.bundle import hash_files
 from deploy.cache import Cache
+from deploy.device_engine import build_on_device
 from deploy.finish import finish
 from deploy.tensorrt_api import ShapeRange, build_engine
 from profiles.device import load_device
@@ -76,7 +76,7 @@ def test_device_engine_is_not_built_on_something_else(tmp_path: Path, profile: s
 def test_device_engine_is_not_built_on_another_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, gpu: str, capability: str
 ) -> None:
-    monkeypatch.setattr(building, "gpus", lambda: (environment.Gpu(gpu, capability, "580.65"),))
+    monkeypatch.setattr(device_engine, "gpus", lambda: (environment.Gpu(gpu, capability, "580.65"),))
     with pytest.raises(GpusqError, match=f"and the GPU of this host is {gpu}"):
         build_on_device(tmp_path, load_device(profile))
 
@@ -114,7 +114,7 @@ def test_finishing_puts_the_engine_into_manifest_and_report(
 ) -> None:
     """TensorRT cannot run here; TensorRT-RTX stands in for it behind the same adapter, everything else is real."""
     real = tensorrt_api.build_engine
-    monkeypatch.setattr(building, "gpus", lambda: (environment.Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.65"),))
+    monkeypatch.setattr(device_engine, "gpus", lambda: (environment.Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.65"),))
     monkeypatch.setattr(tensorrt_api, "has_api", lambda runtime: True)
     monkeypatch.setattr(tensorrt_api, "versions", lambda: {"tensorrt": "10.3.0"})
     monkeypatch.setattr(

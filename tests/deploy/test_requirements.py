@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from deploy.job import Job
 from deploy.manifest import BlockAttention, CompiledLayer, Engine, Plan
+from deploy.progress import Progress
 from deploy.requirements import Requirement, default_requirements, missed, parse_requirement
+from exporters.checkpoint import LoadOptions
+from exporters.placement import Placement
 from profiles.errors import GpusqError
 
 INT8 = CompiledLayer(module="fc1", asked=("int8", "int8"), compiled=("Int8", "Int8"), kernel="k1")
@@ -122,3 +128,28 @@ def test_defaults_follow_the_model_and_the_placement() -> None:
     assert default(plan(INT8, target="cpu")) == ""
     assert default(plan(INT8), placement="sparse-int8") == "int8-gemms=100%"
     assert default(plan(INT8), tensorrt(0), placement="sparse-int8") == "int8-gemms=100%, sparse>=1"
+
+
+@pytest.mark.parametrize(
+    ("placement", "asked", "on_device"),
+    [
+        ("sparse-int8", (), ("sparse>=1",)),
+        ("sparse-int8", ("sparse>=40",), ("sparse>=40",)),
+        ("w8a8-linear", ("fused-attention=90%",), ("fused-attention=90%",)),
+    ],
+)
+def test_a_conversion_says_what_the_engine_on_the_device_must_come_to(
+    tmp_path: Path, placement: Placement, asked: tuple[str, ...], on_device: tuple[str, ...]
+) -> None:
+    job = Job(
+        checkpoint=tmp_path,
+        options=LoadOptions(),
+        precision="auto",
+        asked_placement=placement,
+        data=None,
+        baseline=None,
+        out=tmp_path,
+        progress=Progress(),
+        required=tuple(map(parse_requirement, asked)),
+    )
+    assert job.required_on_device == on_device
