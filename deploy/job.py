@@ -70,6 +70,7 @@ class Job:
     out: Path
     progress: Progress
     repair_sparsity: bool = False
+    share_concat_scales: bool = False
     io_types: IoTypes = "keep"
     method: Method = field(default_factory=Method)
     scales_file: Path | None = None
@@ -211,6 +212,7 @@ class Job:
             self.io_types,
             self.improve,
             self.target_drop,
+            self.share_concat_scales,
         )
 
     @property
