@@ -84,7 +84,7 @@ class Target:
     def __post_init__(self) -> None:
         """Raise GpusqError where the device cannot compute what the placement asks for."""
         check_supported(self.placement, self.device)
-        check_improvable(self.placement, self.improve)
+        check_improvable(self.placement, self.improve, target_drop=self.target_drop)
 
     @property
     def attention(self) -> AttentionForm:
