@@ -89,6 +89,7 @@ def convert(
     data: str | Path | SampleSource | None = None,
     baseline: str | Path | None = None,
     repair_sparsity: bool = False,
+    share_concat_scales: bool = False,
     io_types: IoTypes = "keep",
     method: Method | None = None,
     scales: str | Path | None = None,
@@ -115,6 +116,7 @@ def convert(
             them; random inputs without it.
         baseline: a dense checkpoint to measure against, in FP32.
         repair_sparsity: prune the layers that are 2:4 but for a few groups, and report the error that this makes.
+        share_concat_scales: give the inputs of a concatenation the largest of their trained scales, and report it.
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
         method: how the range of an activation is found on the samples; by default nothing is clipped.
         scales: the file of `gpusq calibrate`, instead of measuring.
@@ -143,6 +145,7 @@ def convert(
         out=Path(out),
         progress=progress or Progress(),
         repair_sparsity=repair_sparsity,
+        share_concat_scales=share_concat_scales,
         io_types=io_types,
         method=method or Method(),
         scales_file=None if scales is None else Path(scales),

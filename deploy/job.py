@@ -35,7 +35,7 @@ from deploy.requirements import Requirement
 from deploy.scales_file import Scales, read_scales
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
-from exporters.improvement import Improvement, measures_samples
+from exporters.improvement import Improvement, check_improvable, measures_samples
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement, check_supported, format_of, measures, places
@@ -70,6 +70,7 @@ class Job:
     out: Path
     progress: Progress
     repair_sparsity: bool = False
+    share_concat_scales: bool = False
     io_types: IoTypes = "keep"
     method: Method = field(default_factory=Method)
     scales_file: Path | None = None
@@ -98,6 +99,7 @@ class Job:
             if self.asked_placement is not None:
                 check_supported(self.asked_placement, device)
         self.student = load_student(self.checkpoint, self.options)
+        check_improvable(self.placement, self.improve, target_drop=self.target_drop, method=self.method.name)
         if self.improve or self.target_drop is not None:
             self._check_improvable()
         if not self.student.quantized and measures(self.placement):
@@ -211,6 +213,7 @@ class Job:
             self.io_types,
             self.improve,
             self.target_drop,
+            self.share_concat_scales,
         )
 
     @property

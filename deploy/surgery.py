@@ -69,6 +69,7 @@ def operate(
     placement: Placement | None = None,
     data: str | Path | SampleSource | None = None,
     repair_sparsity: bool = False,
+    share_concat_scales: bool = False,
     io_types: IoTypes = "keep",
     method: Method | None = None,
     scales: str | Path | None = None,
@@ -88,6 +89,7 @@ def operate(
         placement: as of `convert`.
         data: samples to measure activations on, as of `convert`.
         repair_sparsity: as of `convert`.
+        share_concat_scales: as of `convert`.
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
         method: as of `convert`.
         scales: as of `convert`.
@@ -113,6 +115,7 @@ def operate(
         out=out.parent,
         progress=progress,
         repair_sparsity=repair_sparsity,
+        share_concat_scales=share_concat_scales,
         io_types=io_types,
         method=method or Method(),
         scales_file=None if scales is None else Path(scales),

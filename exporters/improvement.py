@@ -18,9 +18,18 @@ _OF_FLOATS: dict[str, tuple[Improvement, ...]] = {
 }
 
 
-def check_improvable(placement: str, improve: Collection[Improvement]) -> None:
-    """Raise GpusqError where an improvement is for integers and the placement rounds to floats."""
-    unfit = [name for name in improve if name not in _OF_FLOATS.get(placement, IMPROVEMENTS)]
+_RANGES = ("max", "percentile")  # the other methods weigh the rounding to integers
+
+
+def check_improvable(
+    placement: str, improve: Collection[Improvement], *, target_drop: float | None = None, method: str = "max"
+) -> None:
+    """Raise GpusqError where something is for integers and the placement rounds to floats."""
+    unfit: list[str] = [name for name in improve if name not in _OF_FLOATS.get(placement, IMPROVEMENTS)]
+    if placement in _OF_FLOATS and target_drop is not None:
+        unfit.append("--target-drop")
+    if placement in _OF_FLOATS and method not in _RANGES:
+        unfit.append(f"--method {method}")
     if unfit:
         raise GpusqError(
             f"{unfit[0]} is for integers, and placement {placement} rounds to floats",

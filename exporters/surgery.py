@@ -49,6 +49,7 @@ from exporters.passes.scale_channels import ScaleChannels
 from exporters.passes.select_early import SelectEarly
 from exporters.passes.select_queries import SelectQueries
 from exporters.passes.set_opset import SetOpset
+from exporters.passes.share_concat_scales import ShareConcatScales
 from exporters.passes.share_key_heads import ShareKeyHeads
 from exporters.passes.split_packed import SplitPacked
 from exporters.passes.type_floats import IoTypes, TypeFloats
@@ -71,6 +72,7 @@ class Target:
         io_types: whether inputs and outputs stay float32 or get the graph's type.
         improve: what is done beyond the default so that less is lost by the quantizers that are placed.
         target_drop: points of accuracy that may be lost; the layers that cost more stay float. None: all are quantized.
+        share_concat_scales: whether the inputs of concatenations get the largest of their scales.
     """
 
     device: Device
@@ -80,11 +82,12 @@ class Target:
     io_types: IoTypes = "keep"
     improve: tuple[Improvement, ...] = ()
     target_drop: float | None = None
+    share_concat_scales: bool = False
 
     def __post_init__(self) -> None:
         """Raise GpusqError where the device cannot compute what the placement asks for."""
         check_supported(self.placement, self.device)
-        check_improvable(self.placement, self.improve)
+        check_improvable(self.placement, self.improve, target_drop=self.target_drop)
 
     @property
     def attention(self) -> AttentionForm:
@@ -142,7 +145,7 @@ def passes_for(
     if places(target.placement):
         passes += _quantizing(target, measure or _unmeasured, feed)
         passes.append(repair)
-    passes += [SplitPacked(), FoldConstants()]  # the latter tells the shapes of what is new
+    passes += [ShareConcatScales(target.share_concat_scales), SplitPacked(), FoldConstants()]  # which tells new shapes
     if target.float_type != "float32":
         passes += [ClampMasks(), TypeFloats(target.float_type, ranges, target.io_types)]
     passes.append(AnnotateSparsity(target.device.sparse))

@@ -145,6 +145,7 @@ def _graph_choices(
     percentile: float,
     scales: Path | None,
     repair_sparsity: bool,
+    share_concat_scales: bool,
     io_types: str,
     improve: tuple[str, ...],
     target_drop: float | None,
@@ -154,6 +155,7 @@ def _graph_choices(
         "method": _method(method, percentile),
         "scales": scales,
         "repair_sparsity": repair_sparsity,
+        "share_concat_scales": share_concat_scales,
         "io_types": io_types,
         "improve": improve,
         "target_drop": target_drop,
@@ -172,6 +174,11 @@ graph_options = gathered(
     click.option("--scales", type=PATH, help="Ranges that gpusq calibrate has measured before."),
     click.option(
         "--repair-sparsity", is_flag=True, help="Prune layers that are 2:4 but for a few groups; the error is reported."
+    ),
+    click.option(
+        "--share-concat-scales",
+        is_flag=True,
+        help="Give the inputs of a concatenation the largest of their scales; each change is reported.",
     ),
     click.option(
         "--io-types",

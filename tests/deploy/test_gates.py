@@ -51,6 +51,20 @@ def test_gemm_that_is_not_int8_is_missed() -> None:
     )
 
 
+def test_layer_that_is_not_fp8_or_fp4_is_missed() -> None:
+    fp8 = CompiledLayer(module="a", asked=("float8_e4m3fn", "float8_e4m3fn"), compiled=("FP8", "FP8"), kernel="k")
+    half = fp8.model_copy(update={"compiled": ("Half", "Half")})
+    fp4 = CompiledLayer(module="b", asked=("float32", "float4_e2m1fn"), compiled=("FP4E2M1", "FP4E2M1"), kernel="k")
+    assert missed(PLAN.model_copy(update={"layers": (fp8, fp4)})) == ()
+    assert missed(PLAN.model_copy(update={"layers": (fp8, half, fp4)})) == (
+        "1 of 2 FP8 layers were compiled to FP8 kernels",
+    )
+    dequantized = fp4.model_copy(update={"compiled": ()})
+    assert missed(PLAN.model_copy(update={"layers": (dequantized,)})) == (
+        "0 of 1 NVFP4 layers were compiled to NVFP4 kernels",
+    )
+
+
 def test_onnxruntimes_plan_is_held_to_nothing() -> None:
     assert missed(PLAN.model_copy(update={"layers": (HALF,), "target": "cpu"})) == ()
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporters.improvement import Improvement
+from exporters.improvement import IMPROVEMENTS, Improvement, check_improvable
 from exporters.placement import PLACEMENTS, Placement, check_supported, format_of
 from exporters.surgery import Target
 from profiles.device import load_device
@@ -45,6 +45,15 @@ def test_devices_with_the_types_take_every_placement(device: str) -> None:
 def test_an_improvement_of_integers_is_refused_for_floats(placement: Placement, improve: Improvement) -> None:
     with pytest.raises(GpusqError, match=f"{improve} is for integers, and placement {placement} rounds to floats"):
         Target(load_device("rtx-5090"), "float16", placement, improve=(improve,))
+
+
+def test_what_searches_with_integers_is_refused_for_floats() -> None:
+    with pytest.raises(GpusqError, match="--target-drop is for integers"):
+        Target(load_device("rtx-5090"), "float16", "fp8", target_drop=0.5)
+    with pytest.raises(GpusqError, match="--method entropy is for integers, and placement nvfp4 rounds to floats"):
+        check_improvable("nvfp4", (), method="entropy")
+    check_improvable("fp8", [IMPROVEMENTS[-1]], method="percentile")
+    check_improvable("w8a8-linear", IMPROVEMENTS, target_drop=0.5, method="entropy")
 
 
 def test_reports_call_a_placement_by_its_numbers() -> None:
