@@ -181,8 +181,9 @@ def work_of(kernel: CompiledKernel, pruned: Collection[str] = ()) -> Work:
 
 
 def _kind(kernel: CompiledKernel) -> Kind:
+    """What the compiler calls it; but a grouped convolution is one, even where it is fused as a GEMM is."""
     weight = _weight(kernel) if kernel.kind in GEMM_KINDS and kernel.outputs else None
-    if weight is not None and _is_convolution(kernel, weight):
+    if weight is not None and _is_convolution(kernel, weight) and _convolution(kernel, weight)[3] > 1:
         return "convolution"
     return _KINDS.get(kernel.kind, "other")
 
