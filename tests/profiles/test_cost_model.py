@@ -49,7 +49,7 @@ def test_more_work_takes_no_less_time(m: int, n: int, k: int, factor: int) -> No
 
 def test_one_tile_more_than_the_sms_starts_another_wave() -> None:
     # 108 SMs: 108 tiles of 256 × 128 are one wave, 109 are two of it, or more smaller ones.
-    assert gemm_us(256 * 108, 128, 8192) < 0.9 * gemm_us(256 * 109, 128, 8192)
+    assert gemm_us(256 * 109, 128, 8192) > 1.05 * gemm_us(256 * 108, 128, 8192)  # for 1 % more work
 
 
 def test_a_sparse_kernel_is_taken_only_where_it_is_faster() -> None:
