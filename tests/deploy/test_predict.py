@@ -118,6 +118,13 @@ def test_an_open_axis_without_a_length_is_an_error(tmp_path: Path) -> None:
     assert given.points[0].batch == 2
 
 
+def test_a_bundle_is_predicted_for_its_own_kind_of_device(bundles: dict[str, Path]) -> None:
+    point = predict(bundles["a100"], ["a100-pcie-80gb"], batches=(8,)).points[0]
+    assert point.sparse_kernels > 0
+    with pytest.raises(GpusqError, match="was made for a100-sxm-80gb, whose kernels are not those of agx-orin-64gb"):
+        predict(bundles["a100"], ["agx-orin"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

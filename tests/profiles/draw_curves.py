@@ -80,16 +80,16 @@ def _sequences() -> Iterator[dict[str, Any]]:
 
 def _widths() -> Iterator[dict[str, Any]]:
     for name, width in itertools.product(("a100", "agx-orin"), (192, 384, 768, 1024, 2048, 4096)):
-        for tokens in (197, 197 * 8, 197 * 32):
+        for batch in (1, 8, 32):
             dense, sparse = (
-                [replace(w, count=12 * w.count) for w in _block(tokens, width, "int8", sparse=on)]
+                [replace(w, count=12).scaled(batch) for w in _block(197, width, "int8", sparse=on)]
                 for on in (False, True)
             )
             device = load_device(name)
             yield {
                 "x": width,
                 "y": _ms(dense, device) / _ms(sparse, device),
-                "line": f"batch {tokens // 197:02}",
+                "line": f"batch {batch:02}",
                 "facet": name,
             }
 
