@@ -4,7 +4,7 @@
 |---|---|
 | gemm, fused-gemm | the largest constant is the weight, the activation's last axis is K; without one, the two inputs |
 | convolution | weight [N, K / kernel, kernel…], output [batch, N, …], groups by the activation's channels |
-| attention | queries [heads, M, K] and values [heads, N, K]: first input, and output with the keys between |
+| attention | queries [heads, M, K], the first input, and keys and values [heads, N, K], the others |
 | others | the bytes of their tensors |
 
 TensorRT-RTX leaves the arithmetic behind an INT8 product, `dequantize + bias + ReLU + quantize`, to a kernel of its
@@ -163,7 +163,7 @@ def work_of(kernel: CompiledKernel, pruned: Collection[str] = ()) -> Work:
         kernel: compiled with all sizes fixed.
         pruned: names of the nodes with a 2:4 weight.
     """
-    kind = _KINDS.get(kernel.kind, "other")
+    kind = _kind(kernel)
     m, n, k, groups = _sizes(kernel)
     weights = float(sum(_bytes(tensor) for tensor in _distinct(kernel.constants)))
     return Work(
@@ -180,16 +180,29 @@ def work_of(kernel: CompiledKernel, pruned: Collection[str] = ()) -> Work:
     )
 
 
+def _kind(kernel: CompiledKernel) -> Kind:
+    """What the compiler calls it; but a grouped convolution is one, even where it is fused as a GEMM is."""
+    weight = _weight(kernel) if kernel.kind in GEMM_KINDS and kernel.outputs else None
+    if weight is not None and _is_convolution(kernel, weight) and _convolution(kernel, weight)[3] > 1:
+        return "convolution"
+    return _KINDS.get(kernel.kind, "other")
+
+
+def _weight(kernel: CompiledKernel) -> CompiledTensor | None:
+    """The largest constant that is no vector."""
+    weights = [tensor for tensor in kernel.constants if sum(dim != 1 for dim in tensor.dims) > 1]
+    return max(weights, key=lambda tensor: prod(tensor.dims)) if weights else None
+
+
 def _sizes(kernel: CompiledKernel) -> tuple[float, float, float, float]:
     """M, N, K and the number of such products; zeros where there is none, or its sizes are not understood."""
     if kernel.kind == "attention":
         return _attention(kernel)
     if kernel.kind not in GEMM_KINDS or not kernel.inputs or not kernel.outputs:
         return 0, 0, 0, 1
-    weights = [tensor for tensor in kernel.constants if sum(dim != 1 for dim in tensor.dims) > 1]
-    if not weights:
+    weight = _weight(kernel)
+    if weight is None:
         return _of_two_inputs(kernel)
-    weight = max(weights, key=lambda tensor: prod(tensor.dims))
     if _is_convolution(kernel, weight):
         return _convolution(kernel, weight)
     return _linear(kernel, weight)

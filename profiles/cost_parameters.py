@@ -41,9 +41,10 @@ class KernelParameters(Record):
     launch_cycles: float = Field(description="From one kernel to the next, its own start and end, at boost clock.")
     start_us: float = Field(description="Once for each run of the model, µs.")
     int8_gain: float = Field(description="Dense INT8 kernels of TensorRT beside those of cuBLASLt.")
+    sparse_gain: float = Field(description="2:4 kernels of TensorRT beside those of cuSPARSELt.")
     convolution_share: float = Field(description="A convolution's kernel beside a GEMM's.")
     attention_share: float = Field(description="Share of the sustained peak that a fused attention keeps.")
-    jetson_share: float = Field(default=1.0, description="What the tensor cores of a Jetson keep of a board's share.")
+    jetson_share: float = Field(default=1.0, description="GEMMs and attentions on a Jetson beside those on a board.")
     pointwise_share: float = Field(description="Share of the memory's bandwidth that pointwise kernels get.")
     full_load: float = Field(
         default=0.6, description="Share of the time that tensor cores are busy when the clock is the sustained one."

@@ -17,10 +17,11 @@ Array = npt.NDArray[np.float64]
 _KERNEL = {
     "launch_cycles": (3500.0, 0.2),  # 2.5 µs at 1.41 GHz: the gap in a CUDA graph, and a kernel's ends
     "start_us": (10.0, 0.5),
-    "int8_gain": (1.2, 0.3),
-    "convolution_share": (1.0, 0.5),
+    "int8_gain": (1.1, 0.2),
+    "sparse_gain": (0.8, 0.5),
+    "convolution_share": (1.0, 0.3),
     "attention_share": (0.4, 0.3),
-    "jetson_share": (0.7, 0.3),
+    "jetson_share": (0.6, 0.3),
     "pointwise_share": (0.8, 0.3),
     "full_load": (0.8, 0.3),
 }

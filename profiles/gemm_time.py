@@ -66,6 +66,7 @@ def gemm_times(
     read: Any = None,
     warm: bool = False,
     splits: bool = True,
+    overlap: float = 1.0,
     kept: float = 0.0,
 ) -> GemmTimes:
     """Return the times of GEMMs [m, k] × [k, n], without the launch.
@@ -82,6 +83,7 @@ def gemm_times(
         written: bytes of the output; those of `number`, at least two a value, where it is left out.
         read: bytes of the activation; m × k values where it is left out.
         splits: whether K may be split over several tiles.
+        overlap: share of the activation's values that a tile takes: less than one where rows share them.
         kept: share of the weights that L2 still holds from the last run of the model.
         warm: whether the same problem ran just before, as in a benchmark, so that L2 holds the operands that fit.
     """
@@ -92,7 +94,7 @@ def gemm_times(
     length = k / _SPLIT + parameters.ramp_bytes / width
     math = waves * 2 * _TILE_M * _TILE_N * length / (_rate(machine, parameters, number, sparse) / machine.sms)
     taken = parameters.feed_bytes_per_clock[generation(machine)] * machine.clock
-    feed = waves * (_TILE_M + _TILE_N * share) * length * width / taken
+    feed = waves * (_TILE_M * overlap + _TILE_N * share) * length * width / taken
     a = m * k * width * groups if read is None else np.atleast_1d(np.asarray(read, dtype=np.float64))
     b = n * k * width * groups * share
     c = m * n * groups * max(width, 2.0) if written is None else np.atleast_1d(np.asarray(written, dtype=np.float64))

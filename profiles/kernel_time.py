@@ -26,6 +26,7 @@ BOUNDS = ("launch", "bandwidth", "tensor core", "sparse tensor core", "CUDA core
 Array = npt.NDArray[np.float64]
 _NARROW = 8  # outputs of a group; below, a kernel multiplies on the CUDA cores, and its bytes bound it
 _SMALL = 64 * 16  # values of a weight, likewise
+_OVERLAP = 0.5  # the patches of a convolution share values, which its tiles take once
 _L2_KEPT = 0.5  # share of the cache that is still there when the next kernel reads it
 
 
@@ -101,17 +102,22 @@ def _of_products(
     *,
     sparse: bool,
 ) -> list[KernelTime]:
-    gain = parameters.kernel.int8_gain if number == "int8" and not sparse else 1.0
-    gain *= parameters.kernel.convolution_share if kind == "convolution" else 1.0
+    kernel, convolution = parameters.kernel, kind == "convolution"
+    gain = kernel.convolution_share if convolution else _jetson(machine, parameters)
+    if number == "int8" and not sparse and not convolution:
+        gain *= kernel.int8_gain
+    if sparse:
+        gain *= kernel.sparse_gain
     speedup = parameters.gemm.l2_speedup
     times = gemm_times(
-        _faster(machine, gain * _jetson(machine, parameters)),
+        _faster(machine, gain),
         parameters.gemm,
         number,
         *([getattr(work, axis) for work in works] for axis in ("m", "n", "k")),
         groups=[work.groups for work in works],
         sparse=sparse,
-        splits=kind == "gemm",
+        overlap=_OVERLAP if convolution else 1.0,
+        splits=not convolution,
         kept=kept,
         read=[_from_memory(work.read, machine, speedup) for work in works],
         written=[_from_memory(work.written, machine, speedup) for work in works],
