@@ -33,7 +33,8 @@ def save_mlp(path: Path, *, kind: str = "float", pruned: bool = False, text: str
         node.name = f"/mlp/{name}/{node.op_type}"
     rng = np.random.default_rng(0)
     for name, shape in (("first", (256, 1024)), ("second", (1024, 256))):
-        weight = rng.normal(size=shape).astype(np.float16 if kind == "float16" else np.float32) * np.float16(0.05)
+        scaled = 0.05 * rng.normal(size=shape)
+        weight = scaled.astype(np.float16 if kind == "float16" else np.float32)
         if pruned:
             weight.reshape(shape[0] // 4, 4, shape[1])[:, :2] = 0
         proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
