@@ -59,7 +59,7 @@ class CachedBuild:
         return dataclasses.replace(built, missing=tuple(missing))
 
     def on_device(self, bundle: Path) -> BuildResult:
-        """Build TensorRT's engine alone, as `deploy.build.build_on_device` does, into the folder `bundle`."""
+        """Build TensorRT's engine alone, as `deploy.device_engine.build_on_device` does, into the folder `bundle`."""
 
         def make() -> BuildResult:
             engine, plan = build_on_device(bundle, self.device, self.options, via=self.via)
