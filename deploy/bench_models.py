@@ -206,15 +206,15 @@ def _speedup(
 ) -> Speedup:
     latency = stats.log_ratio(samples.latency_ms[0], samples.latency_ms[index], spec.resampling)
     limit = math.copysign(math.log1p(floor), latency.value)
-    undecided = stats.pairs_to_decide(latency, limit, samples.latency_ms.shape[1])
     verdict = "inconclusive" if found.broken else verdict_of(latency, floor)
+    helps = verdict == "inconclusive" and not found.broken and abs(latency.value) > abs(limit)
     return Speedup(
         baseline=baseline.name,
         baseline_precision=baseline.precision,
         latency=stats.exponential(latency),
         throughput=stats.exponential(stats.log_ratio(rates[index], rates[0], spec.resampling)),
         verdict=verdict,
-        more_pairs=undecided if verdict == "inconclusive" and abs(latency.value) > abs(limit) else None,
+        more_pairs=stats.pairs_to_decide(latency, limit, samples.latency_ms.shape[1]) if helps else None,
     )
 
 

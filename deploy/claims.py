@@ -157,7 +157,7 @@ def _lines(judged: Judged) -> Iterator[str]:
     scope = f", {claim.scope}" if claim.scope else ""
     yield (
         f"{judged.verdict:17}  {claim.id}: {claim.what} {'≤' if claim.what in AT_MOST else '≥'} {claim.value:g}"
-        f" than {claim.baseline} ({claim.baseline_precision}){scope}{found}"
+        f" beside {claim.baseline} ({claim.baseline_precision}){scope}{found}"
     )
     yield from (f"{'':19}{line}" for line in judged.why)
 

@@ -92,7 +92,7 @@ class BenchResult(Record):
     def _marks(self) -> Iterator[str]:
         yield from (f"Not used for verdicts: {reason}" for reason in self.conditions.broken)
         yield from (f"Note: {note}" for note in self.conditions.notes)
-        for engine in self.engines:
+        for engine in self.engines if self.usable else ():
             if engine.speedup is not None and engine.speedup.verdict == "inconclusive":
                 yield f"{engine.name}: {_undecided(engine.speedup.more_pairs)}"
 

@@ -44,6 +44,8 @@ def test_a_run_that_broke_a_condition_gives_no_verdict(tmp_path: Path, monkeypat
     assert not found.usable
     assert found.engines[1].speedup is not None
     assert found.engines[1].speedup.verdict == "inconclusive"
+    assert found.engines[1].speedup.more_pairs is None
+    assert "more pairs" not in found.to_text()
     assert "Not used for verdicts: other processes used" in found.to_text()
 
 
