@@ -26,7 +26,7 @@ def dequantized(values: Float, axis: int) -> tuple[Float, Float]:
 @settings(deadline=None)
 @given(VALUES.filter(lambda values: np.abs(values).max() > 1e-20))
 def test_a_value_is_within_the_half_step_of_its_size(values: Float) -> None:
-    """Steps are 0.5 below 2, 1 below 4, 2 below 6. What is above 6 is cut off by as much as E4M3 rounded its scale down."""
+    """Steps are 0.5 below 2, 1 below 4, 2 below 6; above 6 a value is cut off by what E4M3 took from its scale."""
     found, scale = dequantized(values, 1)
     size = np.abs(values) / scale
     half = np.where(size < 2, 0.25, np.where(size < 4, 0.5, 1.0))
