@@ -440,7 +440,7 @@ def _settled_precision(precision: Precision, placement: Placement | None) -> Pre
         return precision
     if placement == "fp16" and precision in ("auto", "fp16"):
         return "fp16"
-    if places(placement) and precision in ("auto", "int8"):
+    if precision == "auto" or (precision == "int8" and rounds_to_integers(placement)):
         return precision
     raise GpusqError(
         f"placement {placement} and precision {precision} contradict each other", hint="leave out one of the two"
