@@ -38,7 +38,7 @@ from exporters.graph_student import GraphStudent
 from exporters.improvement import Improvement, check_improvable, measures_samples
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
 from exporters.passes.type_floats import IoTypes
-from exporters.placement import Placement, check_supported, format_of, measures, places
+from exporters.placement import Placement, check_supported, format_of, measures, places, rounds_to_integers
 from exporters.range_choice import choose_methods, summary
 from exporters.sample_facts import sample_facts
 from exporters.student import ModuleStudent, Student, sample_specs
@@ -231,8 +231,8 @@ class Job:
 
     @property
     def can_leave_float(self) -> bool:
-        """Whether layers are quantized here that could stay float, and samples were given to judge that by."""
-        return places(self.placement) and self.data is not None and self.target_drop is None
+        """Whether layers get integers here that could stay float, and samples were given to judge that by."""
+        return rounds_to_integers(self.placement) and self.data is not None and self.target_drop is None
 
     @property
     def _memory(self) -> Memory | None:
@@ -440,7 +440,7 @@ def _settled_precision(precision: Precision, placement: Placement | None) -> Pre
         return precision
     if placement == "fp16" and precision in ("auto", "fp16"):
         return "fp16"
-    if places(placement) and precision in ("auto", "int8"):
+    if precision == "auto" or (precision == "int8" and rounds_to_integers(placement)):
         return precision
     raise GpusqError(
         f"placement {placement} and precision {precision} contradict each other", hint="leave out one of the two"

@@ -48,6 +48,11 @@ def check_supported(placement: Placement, device: Device) -> None:
         )
 
 
+def rounds_to_integers(placement: Placement) -> bool:
+    """Whether it quantizes to integers, as all do but those of 8- and 4-bit floats."""
+    return places(placement) and placement not in _SINCE
+
+
 def format_of(placement: Placement) -> str:
     """What the numbers of a placement's layers are called in reports."""
     return {"w4": "w4", "fp8": "fp8", "fp8-mha": "fp8", "nvfp4": "nvfp4"}.get(placement, "int8")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from exporters.improvement import IMPROVEMENTS, Improvement, check_improvable
-from exporters.placement import PLACEMENTS, Placement, check_supported, format_of
+from exporters.placement import PLACEMENTS, Placement, check_supported, format_of, rounds_to_integers
 from exporters.surgery import Target
 from profiles.device import load_device
 from profiles.errors import GpusqError
@@ -54,6 +54,11 @@ def test_what_searches_with_integers_is_refused_for_floats() -> None:
         check_improvable("nvfp4", (), method="entropy")
     check_improvable("fp8", [IMPROVEMENTS[-1]], method="percentile")
     check_improvable("w8a8-linear", IMPROVEMENTS, target_drop=0.5, method="entropy")
+
+
+def test_only_placements_of_integers_can_be_searched() -> None:
+    found = {placement for placement in PLACEMENTS if rounds_to_integers(placement)}
+    assert found == {"w8a8-linear", "w8a8-mha", "sparse-int8", "w4"}
 
 
 def test_reports_call_a_placement_by_its_numbers() -> None:
