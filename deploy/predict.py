@@ -104,7 +104,7 @@ def predict(
         model=Path(model).name,
         baseline=None if baseline is None else Path(baseline).name,
         precision=precision,
-        source=next(iter(compiled.values())).source if compiled else "",
+        source=", ".join(dict.fromkeys(each.source for each in compiled.values())),
         points=tuple(points),
         kernels=tuple(kernels),
     )
