@@ -104,7 +104,7 @@ def predict(
         model=Path(model).name,
         baseline=None if baseline is None else Path(baseline).name,
         precision=precision,
-        source=next(iter(compiled.values())).source if compiled else "",
+        source=", ".join(dict.fromkeys(each.source for each in compiled.values())),
         points=tuple(points),
         kernels=tuple(kernels),
     )
@@ -172,8 +172,24 @@ def _compiled(
     target = _target(device)
     key = (path, f"{target.compute_capability} {precision} {device.sparse is not None}")
     if key not in known:
-        known[key] = _compile(path, device, target, precision, inputs)
+        known[key] = _compile_or_lower(path, device, target, precision, inputs)
     return known[key]
+
+
+def _compile_or_lower(
+    path: Path, device: Device, target: AheadOfTime, precision: Precision | None, inputs: Sequence[Input]
+) -> CompiledWork:
+    """The kernels of the graph as it is; of surgery's float32 one where the compiler takes no such graph."""
+    if precision is None and _has_float32_attention(path):
+        precision = "fp32"
+    return _compile(path, device, target, precision, inputs)
+
+
+def _has_float32_attention(path: Path) -> bool:
+    """Whether it holds the Attention operator in float32, for which TensorRT has no kernel."""
+    nodes = (node for node in read_graph(path).graph.all_nodes() if node.op_type == "Attention" and not node.domain)
+    queries = (node.inputs[0] for node in nodes)
+    return any(query is not None and query.dtype in (None, ir.DataType.FLOAT) for query in queries)
 
 
 def _check_bundle(bundle: Path, device: Device) -> None:

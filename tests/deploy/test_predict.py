@@ -119,6 +119,18 @@ def test_an_open_axis_without_a_length_is_an_error(tmp_path: Path) -> None:
     assert given.points[0].batch == 2
 
 
+ATTENTION = """<ir_version: 11, opset_import: ["": 23]>
+g (float[N, 4, 16, 64] q, float[N, 4, 16, 64] k, float[N, 4, 16, 64] v) => (float[N, 4, 16, 64] y) {
+    y = Attention(q, k, v)
+}"""
+
+
+def test_a_float32_attention_is_predicted_without_its_operator(tmp_path: Path) -> None:
+    path = tmp_path / "attention.onnx"
+    onnx.save(onnx.parser.parse_model(ATTENTION), path)
+    assert predict(path, ["a100"], batches=(8,)).points[0].kernels > 1
+
+
 def test_a_bundle_is_predicted_for_its_own_kind_of_device(bundles: dict[str, Path]) -> None:
     point = predict(bundles["a100"], ["a100-pcie-80gb"], batches=(8,)).points[0]
     assert point.sparse_kernels > 0
