@@ -15,8 +15,9 @@ from calibration.methods import Method
 from calibration.samples import SampleSource
 from deploy.bundle import hash_checkpoint, staged_files
 from deploy.cache import Cache
-from deploy.job import Job, as_source, partial_of
+from deploy.job import Job, as_source
 from deploy.progress import Progress
+from deploy.ranging import partial_of
 from deploy.scales_file import Scales, TensorScale
 from exporters.checkpoint import LoadOptions
 from exporters.placement import Placement
@@ -110,7 +111,7 @@ def calibrate(
 
     job = load(data)
     other = None if against is None else load(against)
-    with job.resumable():
+    with job.ranging.resumable():
         found, others = _histograms(job, other, device)
         if not found:
             raise GpusqError(
@@ -129,10 +130,10 @@ def _histograms(job: Job, other: Job | None, device: Device) -> tuple[dict[str, 
     others: dict[str, Histogram] = {}
 
     def measure(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
-        found.update(job.histograms(model, names))
+        found.update(job.ranging.histograms(model, names))
         if other is not None:
-            others.update(other.histograms(model, names))
-        return job.amax_of(model, found)
+            others.update(other.ranging.histograms(model, names))
+        return job.ranging.amax_of(model, found)
 
     surgery(job.exported.model, job.target(device), measure)
     return found, others
@@ -145,9 +146,11 @@ def _scales(job: Job, device: Device, found: Mapping[str, Histogram]) -> Scales:
         sha256=hash_checkpoint(job.checkpoint),
         profile=device.name,
         placement=job.placement,
-        method=job.method_name,
+        method=job.ranging.method_name,
         samples=job.sample_set,
-        tensors=tuple(_tensor(name, histogram, job.method_of(name)(histogram)) for name, histogram in found.items()),
+        tensors=tuple(
+            _tensor(name, histogram, job.ranging.method_of(name)(histogram)) for name, histogram in found.items()
+        ),
     )
 
 
@@ -157,5 +160,5 @@ def _tensor(name: str, histogram: Histogram, amax: float) -> TensorScale:
 
 def _compared(scales: Scales, other: Job, others: Mapping[str, Histogram], job: Job) -> RangeComparison:
     own = {tensor.tensor: tensor.amax for tensor in scales.tensors}
-    ranges = {name: job.method_of(name)(histogram) for name, histogram in others.items()}
+    ranges = {name: job.ranging.method_of(name)(histogram) for name, histogram in others.items()}
     return compare_ranges(own, ranges, of=scales.samples.source, to=other.samples.source)

@@ -159,7 +159,7 @@ def convert(
     )
     job.load(devices.values())
     job.note_sources()
-    with staged(job.out, list(devices)) as staging, job.resumable():
+    with staged(job.out, list(devices)) as staging, job.ranging.resumable():
         manifests = [_convert_for(device, staging / name, job) for name, device in devices.items()]
     bundles = tuple(
         BundleResult(path=job.out / name, manifest=manifest) for name, manifest in zip(devices, manifests, strict=True)
@@ -172,7 +172,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
     said = f"{bundle.name}:"
     progress = job.progress
     prepared = _cached(job, surgery_key(job, device), bundle, lambda: _prepare(device, bundle, job), Prepared)
-    job.chosen = prepared.chosen
+    job.ranging.chosen = prepared.chosen
     progress.found("surgery", f"{said} {', '.join(f'{step.name} {step.changed}' for step in prepared.passes)}")
     progress.found("sparsity", f"{said} {summary(prepared.layers)}")
     how = CachedBuild(bundle.name, device, job.build, job.cache, progress)
@@ -261,14 +261,13 @@ def _prepare(device: Device, bundle: Path, job: Job) -> Prepared:
         way=job.exported.way,
         failed=failed_ways(job.exported),
         mixed_precision=search_of(passes),
-        chosen=job.chosen,
+        chosen=job.ranging.chosen,
     )
 
 
 def _verify(bundle: Path, job: Job) -> Verification:
     with job.progress.working("verifying") as advance:
-        batch = job.fixed_batch or verify.BATCH
-        return verify.verify(bundle / MODEL_FILE, job.reference, job.samples, batch=batch, progress=advance)
+        return verify.verify(bundle / MODEL_FILE, job.reference, job.samples, batch=job.batch, progress=advance)
 
 
 def _costing(job: Job, device: Device) -> Iterator[str]:

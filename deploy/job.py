@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,34 +11,27 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from calibration.collect import CollectOptions, collect
-from calibration.histogram import Histogram
 from calibration.image_input import image_preprocessing
-from calibration.method_names import LEAST_LOSS
 from calibration.methods import Method
 from calibration.probes import Feed
-from calibration.ranges import measure_amax
-from calibration.resume import Resume
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
 from calibration.search_memory import Memory
-from calibration.weight_scales import WeightMethod
 from deploy import verify
 from deploy.build_options import BuildOptions
 from deploy.bundle import hash_checkpoint, hash_file
 from deploy.cache import Cache
 from deploy.cache_key import code_digest
-from deploy.emulate_nvfp4 import emulate_nvfp4, holds_nvfp4
 from deploy.manifest import SampleSet, Source
 from deploy.progress import Progress, tell_all
+from deploy.ranging import Ranging
 from deploy.requirements import Requirement
 from deploy.scales_file import Scales, read_scales
 from exporters.checkpoint import LoadOptions, load_student
 from exporters.graph_student import GraphStudent
 from exporters.improvement import Improvement, check_improvable, measures_samples
-from exporters.passes.place_quantizers import Measure, PlaceQuantizers
+from exporters.passes.place_quantizers import Measure
 from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement, check_supported, format_of, measures, places, rounds_to_integers
-from exporters.range_choice import choose_methods, summary
 from exporters.sample_facts import sample_facts
 from exporters.student import ModuleStudent, Student, sample_specs
 from exporters.surgery import Target
@@ -56,10 +48,7 @@ _CHANGE_ACTIVATIONS: frozenset[Improvement] = frozenset({"smooth-quant", "equali
 
 @dataclass
 class Job:
-    """What all bundles of one conversion share; each part is made when it is first asked for.
-
-    `partial` is the file that keeps what was counted when the work is cut off; see `resumable`.
-    """
+    """What all bundles of one conversion share; each part is made when it is first asked for."""
 
     checkpoint: Path
     options: LoadOptions
@@ -81,8 +70,6 @@ class Job:
     cache: Cache = field(default_factory=lambda: Cache(None))
     partial: Path | None = None
     parts_list: bool = False
-    _resumes: list[Resume] = field(init=False, default_factory=list)
-    chosen: dict[str, Method] = field(init=False, default_factory=dict)
     student: Student = field(init=False)
     teacher: Student | None = field(init=False, default=None)
     source: Source = field(init=False)
@@ -223,7 +210,7 @@ class Job:
             return None
         return Feed(
             self.samples.inputs,
-            self.fixed_batch or verify.BATCH,
+            self.batch,
             self.samples.labels,
             self._memory,
             lambda text: self.progress.found("search", text),
@@ -244,77 +231,35 @@ class Job:
         context = repr((code_digest(), str(self.method), scales, self.samples.sha256, labels))
         return Memory(self.cache.root / _SEARCHES, context)
 
-    @property
-    def method_name(self) -> str:
-        """The method; with `least-loss`, what it chose."""
-        return f"{self.method}: {summary(self.chosen)}" if self.chosen else str(self.method)
+    @cached_property
+    def ranging(self) -> Ranging:
+        """How the ranges of activations are found that have no trained scale."""
+        return Ranging(
+            samples=lambda: self.samples,
+            batch=self.batch,
+            placement=self.placement,
+            progress=self.progress,
+            method=self.method,
+            scales=self.scales,
+            feed=self.feed,
+            weights="mse" if "mse-weights" in self.improve else "max",
+            partial=self.partial,
+        )
 
     @property
     def ranges_by(self) -> str | None:
-        """How the ranges of activations are found that have no trained scale; None where there are none to find."""
-        if not measures(self.placement):
-            return None
-        if self.scales is not None:
-            return f"{self.scales.method}, from a file of scales"
-        return self.method_name
+        """How ranges were found; None where there are none to find."""
+        return self.ranging.by if measures(self.placement) else None
 
     def measure(self, model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
-        """The ranges of tensors: from the file of scales, or on the samples, by the method that was asked for.
+        """The ranges of tensors that get a scale.
 
         Raises:
             GpusqError: there are tensors to measure, and neither scales nor samples were given.
         """
         if names:
             self._check_measurable()
-        if self.scales is not None:
-            return self.scales.amax(names)
-        return self.amax_of(model, self.histograms(model, names))
-
-    def histograms(self, model: ir.Model, names: Sequence[str]) -> dict[str, Histogram]:
-        """What the samples make of tensors; what was counted before the work was cut off is not counted again."""
-        options = CollectOptions(self.fixed_batch or verify.BATCH, resume=self._next_resume())
-        with self.progress.working("measuring ranges") as advance:
-            return collect(model, names, self.samples.inputs, options, progress=advance)
-
-    def amax_of(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> dict[str, float]:
-        """The ranges by the method that was asked for; `least-loss` chooses one for each tensor first."""
-        if self.method.name == LEAST_LOSS and not histograms.keys() <= self.chosen.keys():
-            self._choose(model, histograms)
-        return {name: self.method_of(name)(histogram) for name, histogram in histograms.items()}
-
-    def method_of(self, tensor: str) -> Method:
-        """How the range of a tensor is found."""
-        return self.chosen.get(tensor, self.method)
-
-    def _choose(self, model: ir.Model, histograms: Mapping[str, Histogram]) -> None:
-        assert self.feed is not None
-        largest = {name: histogram.amax for name, histogram in histograms.items()}
-        weights: WeightMethod = "mse" if "mse-weights" in self.improve else "max"
-        place = PlaceQuantizers(self.placement, lambda model, names: largest, "float32", weights)
-        with self.progress.working("choosing methods"):
-            self.chosen |= choose_methods(model, histograms, place, self.feed)
-
-    def _next_resume(self) -> Resume | None:
-        """Where this measuring is kept: each has its own file, in the order in which they are asked for."""
-        if self.partial is None:
-            return None
-        number = f"-{len(self._resumes) + 1}" if self._resumes else ""
-        self._resumes.append(Resume(self.partial.with_name(f"{self.partial.name}{number}"), self.samples.sha256))
-        return self._resumes[-1]
-
-    @contextlib.contextmanager
-    def resumable(self) -> Iterator[None]:
-        """What the block counts is kept where it is cut off; not after its end, nor after an error of the user's."""
-        try:
-            yield
-        except GpusqError:
-            self._forget()
-            raise
-        self._forget()
-
-    def _forget(self) -> None:
-        for resume in self._resumes:
-            resume.remove()
+        return self.ranging.measure(model, names)
 
     @cached_property
     def scales(self) -> Scales | None:
@@ -336,15 +281,7 @@ class Job:
     @property
     def ranges(self) -> Measure | None:
         """Tells the largest absolute values of tensors on the samples, infinite ones too; None without samples."""
-        return None if self.data is None else self._ranges
-
-    def _ranges(self, model: ir.Model, names: Sequence[str]) -> dict[str, float]:
-        with self.progress.working("measuring ranges"):
-            batch = self.fixed_batch or verify.BATCH
-            if holds_nvfp4(model):
-                model = model.clone()
-                emulate_nvfp4(model)
-            return measure_amax(model, names, self.samples.inputs, batch, check_finite=False)
+        return None if self.data is None else self.ranging.largest
 
     def _check_improvable(self) -> None:
         asked = self.improve[0] if self.improve else "a target for the drop"
@@ -404,7 +341,12 @@ class Job:
     @cached_property
     def reference(self) -> verify.Array:
         """The PyTorch student's logits on the samples."""
-        return verify.outputs(self._predict(), self.samples, self.fixed_batch or verify.BATCH)
+        return verify.outputs(self._predict(), self.samples, self.batch)
+
+    @property
+    def batch(self) -> int:
+        """Samples a run."""
+        return self.fixed_batch or verify.BATCH
 
     @property
     def fixed_batch(self) -> int | None:
@@ -422,11 +364,6 @@ class Job:
 def as_source(data: str | Path | SampleSource | None) -> SampleSource | None:
     """Samples as the Python API takes them, with what is said about them."""
     return data if data is None or isinstance(data, SampleSource) else SampleSource(str(data))
-
-
-def partial_of(out: Path) -> Path:
-    """Where what was counted for the file `out` is kept when the work is cut off."""
-    return out.with_name(f"{out.name}.partial")
 
 
 def _module_of(student: Student) -> Any:

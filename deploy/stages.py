@@ -72,7 +72,7 @@ def surgery_key(job: Job, device: Device) -> Key:
             "checkpoint": job.source.sha256,
             "samples": None if job.data is None else _samples(job.samples),
             "scales": None if job.scales_file is None else hash_file(job.scales_file).sha256,
-            "chosen method": _json(job.chosen),
+            "chosen method": _json(job.ranging.chosen),
             "profile": device.model_dump(mode="json"),
             **_code(),
             "versions": _versions(*_PACKAGES, "onnxruntime"),

@@ -12,10 +12,11 @@ from calibration.methods import Method
 from calibration.samples import SampleSource
 from deploy.bundle import staged_files
 from deploy.cache import Cache
-from deploy.job import Job, Precision, as_source, partial_of
+from deploy.job import Job, Precision, as_source
 from deploy.lint import check_rules
 from deploy.manifest import SampleSet
 from deploy.progress import Progress
+from deploy.ranging import partial_of
 from exporters.checkpoint import LoadOptions
 from exporters.improvement import Improvement
 from exporters.passes.keep_costly_float import search_of
@@ -127,7 +128,7 @@ def operate(
     job.load([device])
     graph = job.exported.model
     nodes_before = len(graph.graph)
-    with job.resumable():
+    with job.ranging.resumable():
         passes = surgery(graph, job.target(device), job.measure, job.ranges, job.feed)
         check_rules(graph, device)
         with staged_files(out) as staged:

@@ -50,7 +50,7 @@ def samples(folder: Path, count: int = 40) -> Path:
 
 SLOWLY = """
 import sys, time
-import deploy.job
+import deploy.ranging
 from calibration.methods import Method
 from calibration.resume import Resume
 
@@ -60,7 +60,7 @@ class Slow(Resume):
         super().save(*counted)
         time.sleep(0.05)
 
-deploy.job.Resume = Slow
+deploy.ranging.Resume = Slow
 """
 CALIBRATE = """
 from deploy.calibrate import calibrate
@@ -200,7 +200,7 @@ def test_a_conversion_that_was_killed_goes_on_and_makes_the_same_graph(
             begun.append(super().load(key, histograms))
             return begun[-1]
 
-    monkeypatch.setattr("deploy.job.Resume", Watched)
+    monkeypatch.setattr("deploy.ranging.Resume", Watched)
     convert(model, profiles=["cpu"], out=tmp_path / "a", placement="w8a8-linear", data=data)
     operate(model, tmp_path / "b.onnx", profile="cpu", placement="w8a8-linear", data=data)
     assert begun[0] > 0
@@ -216,7 +216,7 @@ def test_an_error_leaves_nothing_of_what_was_counted(tmp_path: Path, monkeypatch
             super().save(key, histograms, done)
             assert self.file.exists()
 
-    monkeypatch.setattr("deploy.job.Resume", Often)
+    monkeypatch.setattr("deploy.ranging.Resume", Often)
     model = two_layers(tmp_path, text=MODEL.replace("b = Relu(a)", "c = Exp(a) b = Sub(c, c)"))
     np.savez(tmp_path / "x.npz", x=np.repeat(np.array([[0.0], [100.0]], np.float32), 64, axis=1).repeat(20, axis=0))
     with pytest.raises(GpusqError, match="became NaN or infinite"):

@@ -95,7 +95,7 @@ def test_samples_labels_and_profile_decide_about_the_surgery(small: Path, tmp_pa
 def test_methods_that_were_chosen_on_the_first_device_decide_about_the_next(small: Path) -> None:
     made = job(small)
     before = surgery_key(made, A100)
-    made.chosen = {"h": Method("entropy")}
+    made.ranging.chosen = {"h": Method("entropy")}
     assert "chosen method.h.name" in differences(before.parts, surgery_key(made, A100).parts)
 
 
