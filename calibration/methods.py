@@ -99,9 +99,12 @@ def least_divergent(histogram: Histogram) -> float:
     to the last; Q is the first i bins, quantized: of each 128th part the mean over its bins that are not empty. The bin
     at 0 counts as its neighbour does, so that what a ReLU cut off does not decide. Ends that clip more than 0.1 % of
     the values are not tried: where many values are equal, as behind a ReLU6, the divergence prefers a range that is 128
-    bins long to any right one.
+    bins long to any right one. Numbers below the normal ones of float32 fill fewer than 128 bins: of them nothing is
+    clipped.
     """
     counts, width = _linear(histogram)
+    if len(counts) < _POSITIVE_LEVELS:
+        return histogram.amax
     within = np.append(0.0, np.cumsum(counts)) / counts.sum()  # the share before each end
     ends = np.arange(_POSITIVE_LEVELS, len(counts) + 1)
     ends = ends[within[ends] >= 1 - _MOST_CLIPPED]

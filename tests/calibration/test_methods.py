@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from calibration.histogram import Histogram
-from calibration.method_names import METHODS
+from calibration.method_names import LEAST_LOSS, METHODS
 from calibration.methods import Method, at_percentile, least_divergent, least_square_error
 
 Array = npt.NDArray[np.float64]
@@ -33,6 +33,7 @@ def drawn() -> Mapping[str, Array]:
 
 
 DRAWN = drawn()
+OF_ONE_TENSOR = [name for name in METHODS if name != LEAST_LOSS]  # that one needs the model
 each = pytest.mark.parametrize("values", DRAWN.values(), ids=DRAWN)
 
 
@@ -102,7 +103,8 @@ def test_entropy_is_the_end_with_the_least_divergence_on_the_values(values: Arra
     assert least_divergent(counted(values)) == min(expected, x.max())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_ONE_TENSOR)
+@example(np.array([1e-45], np.float32))
 @given(hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(-1024, 1024, width=32)))
 def test_no_method_exceeds_the_largest_value(name: str, values: npt.NDArray[np.float32]) -> None:
     amax = Method(name)(counted(values))  # type: ignore[arg-type]
@@ -110,7 +112,7 @@ def test_no_method_exceeds_the_largest_value(name: str, values: npt.NDArray[np.f
     assert (amax > 0) == bool(values.any())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_ONE_TENSOR)
 def test_heavy_tails_are_clipped_by_all_but_max(name: str) -> None:
     x = DRAWN["heavy tails"]
     amax = Method(name)(counted(x))  # type: ignore[arg-type]
@@ -119,4 +121,4 @@ def test_heavy_tails_are_clipped_by_all_but_max(name: str) -> None:
 
 
 def test_zeros_have_no_range() -> None:
-    assert [Method(name)(counted(np.zeros(5))) for name in METHODS] == [0, 0, 0, 0]
+    assert [Method(name)(counted(np.zeros(5))) for name in OF_ONE_TENSOR] == [0, 0, 0, 0]

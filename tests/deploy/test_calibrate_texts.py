@@ -61,5 +61,5 @@ def test_ranges_are_those_that_transformers_gives_on_the_texts(decoder: Path, te
     assert made.tensors[-1].amax == pytest.approx(read_by_the_head(decoder), rel=1e-5)
     done = operate(decoder, tmp_path / "d.onnx", profile="cpu", placement="w8a8-linear", scales=tmp_path / "s.json")
     constants = [value.const_value for value in ir.load(done.files[0]).graph.initializers.values()]
-    scalars = {float(one.numpy()) for one in constants if one is not None and one.size == 1}
+    scalars = {one.numpy().item() for one in constants if one is not None and one.size == 1}
     assert {float(np.float32(tensor.scale)) for tensor in made.tensors} <= scalars
