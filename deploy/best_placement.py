@@ -3,21 +3,15 @@
     student ─ surgery for each placement ─► model.onnx ─┬─ compiled, timed by the cost model ─► ms, predicted
                                                         └─ run on the samples ────────────────► points lost, measured
 
-| the student | placements tried, the one that changes fewest numbers first |
-|---|---|
-| has trained scales | as-trained, fp16, which drops them |
-| is float | fp16, w8a8-linear, sparse-int8 where a weight is 2:4, w8a8-mha; fp8 and fp8-mha where the device has FP8 |
-
-w4 and nvfp4 are not tried: the cost model does not know kernels with 4-bit numbers. Points are those of
-`calibration.output_loss`, of the graph as it is written beside the student as training left it. Of placements within
-1 % of the fastest the one that changes fewest numbers is taken.
+Which placements are tried is in `deploy.placement_candidates`. Points are those of `calibration.output_loss`, of the
+graph as it is written beside the student as training left it. Of placements within 1 % of the fastest the one that
+changes fewest numbers is taken.
 """
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,25 +23,21 @@ from deploy import tensorrt_api, verify
 from deploy.cache_key import Key
 from deploy.costly import TARGET_DROP
 from deploy.job import Job, Precision
+from deploy.placement_candidates import candidates
 from deploy.placement_choice import Choice, Trial, choose
 from deploy.predict import check_predictable, predict_point
 from deploy.stages import own_code, surgery_key
 from deploy.tensorrt_api import ShapeRange
 from exporters.improvement import Improvement
-from exporters.linears import Linear, find_linears
-from exporters.placement import Placement, check_supported, places
+from exporters.placement import Placement, places
 from exporters.signature import Input
-from exporters.sparsity import sparsity_of
 from profiles.cost_parameters import load_parameters
 from profiles.device import Device
 from profiles.errors import GpusqError
-from profiles.machine import machine_of
 
 BEST: Literal["best"] = "best"
 MODEL_FILE = "model.onnx"
 Make = Callable[[Job, Device, Path], object]
-_NUMBERS: dict[Placement, str] = {"w8a8-linear": "int8", "sparse-int8": "int8", "w8a8-mha": "int8", "fp8": "fp8",
-                                  "fp8-mha": "fp8"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +62,8 @@ class BestPlacement:
         Raises:
             GpusqError: the device's latency cannot be predicted, or no placement loses little enough.
         """
-        trials = tuple(self._trial(job, placement, device) for placement in candidates(job, device))
+        jobs = {placement: self._placed(job, placement) for placement in candidates(job, device)}
+        trials = tuple(self._trial(job, placed, placement, device) for placement, placed in jobs.items())
         choice = choose(trials, self.batch, self.target)
         if choice is None:
             reasons = "; ".join(f"{trial.placement}: {_refusal(trial, self.target)}" for trial in trials)
@@ -80,7 +71,9 @@ class BestPlacement:
                 f"no placement is left for {device.name}: {reasons}", hint="allow more with --target-drop POINTS"
             )
         job.progress.found("placement", f"{device.name} {choice.to_text()}")
-        return self._placed(job, choice.taken), choice
+        taken = jobs[choice.taken]
+        taken.chosen = {}  # as if it had been asked for
+        return taken, choice
 
     @property
     def target(self) -> float:
@@ -90,9 +83,8 @@ class BestPlacement:
     def _placed(self, job: Job, placement: Placement) -> Job:
         return job.placed(placement, self.improve if places(placement) else ())
 
-    def _trial(self, job: Job, placement: Placement, device: Device) -> Trial:
+    def _trial(self, job: Job, placed: Job, placement: Placement, device: Device) -> Trial:
         """What is predicted of a placement and lost by it; what the surgery or the compiler refuses is told."""
-        placed = self._placed(job, placement)
         key = _key(placed, device, self.batch)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / device.name
@@ -119,25 +111,6 @@ def check_asked(devices: list[Device], precision: Precision, *, samples: bool, s
         raise GpusqError(f"a file of scales is of one placement, and {BEST} tries several", hint="leave out --scales")
 
 
-def candidates(job: Job, device: Device) -> Iterator[Placement]:
-    """The placements to try, the one that changes fewest numbers first."""
-    if job.student.quantized:
-        yield from ("as-trained", "fp16")
-        return
-    yield "fp16"
-    sparse = device.sparse is not None and any(map(_is_pruned, find_linears(job.exported.model.graph)))
-    for placement, number in _NUMBERS.items():
-        if number in machine_of(device).dense and (sparse or placement != "sparse-int8"):
-            with contextlib.suppress(GpusqError):
-                check_supported(placement, device)
-                yield placement
-
-
-def _is_pruned(linear: Linear) -> bool:
-    """Whether its weight is 2:4; there are no float32 kernels, so whether one can take it is seen in the trial."""
-    return sparsity_of(linear, None).pattern != "dense"
-
-
 def _key(job: Job, device: Device, batch: int) -> Key:
     """Everything that decides about a trial: its graph, the compiler and the cost model."""
     parts = {"batch": batch, "compilers": tensorrt_api.versions(), "cost model": load_parameters().model_dump()}
@@ -151,7 +124,7 @@ def _fetched(job: Job, key: Key, folder: Path, make: Callable[[], Trial]) -> Tri
 
 def _tried(job: Job, device: Device, batch: int, folder: Path, placement: Placement) -> Trial:
     model = folder / MODEL_FILE
-    point = predict_point(model, device, batch, list(_shapes(job)))
+    point = predict_point(model, device, batch, usual_inputs(job))
     return Trial(
         placement=placement,
         latency_ms=point.latency_ms,
@@ -160,11 +133,11 @@ def _tried(job: Job, device: Device, batch: int, folder: Path, placement: Placem
         bound_by=point.bound_by,
         kernels=point.kernels,
         sparse_kernels=point.sparse_kernels,
-        drop=_drop(job, model),
+        drop=points_lost(job, model),
     )
 
 
-def _drop(job: Job, model: Path) -> float:
+def points_lost(job: Job, model: Path) -> float:
     """Points that `model` loses on the samples beside the student as training left it."""
     found = verify.outputs(verify.session_of(model), job.samples, job.fixed_batch or verify.BATCH)
     rows, tally = np.arange(len(job.samples)), Tally()
@@ -173,11 +146,13 @@ def _drop(job: Job, model: Path) -> float:
     return tally.loss.drop
 
 
-def _shapes(job: Job) -> Iterator[Input]:
+def usual_inputs(job: Job) -> list[Input]:
     """The shapes of the samples, at the usual batch."""
-    for spec in job.student.inputs:
-        batch = ShapeRange().usual if 0 in spec.dynamic else spec.shape[0]
-        yield Input(spec.name, (batch, *job.samples.inputs[spec.name].shape[1:]))
+    usual = ShapeRange().usual
+    return [
+        Input(spec.name, (usual if 0 in spec.dynamic else spec.shape[0], *job.samples.inputs[spec.name].shape[1:]))
+        for spec in job.student.inputs
+    ]
 
 
 def _refusal(trial: Trial, target: float) -> str:

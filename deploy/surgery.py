@@ -113,7 +113,7 @@ def operate(
     if out.is_dir():
         raise GpusqError(f"{out} is a folder", hint="give the file to write, such as -o model.onnx")
     device = load_device(profile)
-    best = BestPlacement(_write, for_batch, target_drop, tuple(improve)) if placement == BEST else None
+    best = BestPlacement(write_graph, for_batch, target_drop, tuple(improve)) if placement == BEST else None
     if best is not None:
         check_asked([device], precision, samples=data is not None, scales=scales is not None)
     job = Job(
@@ -162,7 +162,8 @@ def operate(
     )
 
 
-def _write(job: Job, device: Device, folder: Path) -> None:
+def write_graph(job: Job, device: Device, folder: Path) -> None:
+    """Write the graph of a job for a device into `folder`, as `model.onnx`."""
     graph = job.exported.model.clone()
     surgery(graph, job.target(device), job.measure, job.ranges, job.feed)
     save_onnx(graph, folder / MODEL_FILE)
