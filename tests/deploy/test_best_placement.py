@@ -8,7 +8,6 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
-from calibration.samples import SampleSource
 from deploy import tensorrt_api
 from deploy.cache import Cache
 from deploy.cli import main
@@ -16,7 +15,6 @@ from deploy.conversion import Conversion, convert
 from deploy.surgery import operate
 from exporters.linears import find_linears
 from profiles.errors import GpusqError
-from students.fashion_vit.sample import labelled_images, student_path
 
 pytestmark = pytest.mark.skipif(not tensorrt_api.has_api("tensorrt-rtx"), reason="tensorrt-rtx is not installed")
 
@@ -116,11 +114,15 @@ def test_fp16_is_taken_where_int8_loses_too_much(tmp_path: Path) -> None:
     assert "fp16 taken" in done.to_text()
 
 
-def test_the_trained_scales_of_a_student_compete_with_fp16(tmp_path: Path) -> None:
-    data = SampleSource(str(labelled_images()), 32)
-    done = operate(student_path(), tmp_path / "o.onnx", profile="a100", placement="best", for_batch=64, data=data)
+def test_trained_scales_are_tried_beside_fp16(easy: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = easy
+    operate(model, tmp_path / "q.onnx", profile="cpu", placement="w8a8-linear", data=data)
+    done = operate(tmp_path / "q.onnx", tmp_path / "o.onnx", profile="agx-orin", placement="best", data=data)
     assert done.placements is not None
     assert [trial.placement for trial in done.placements.trials] == ["as-trained", "fp16"]
+    assert done.placement == "as-trained"
+    assert done.placements.trials[0].drop == pytest.approx(0, abs=0.01)
+    assert "its float weights are not in it" in done.placements.trials[1].refused
 
 
 @pytest.mark.parametrize(
