@@ -72,7 +72,7 @@ class BestPlacement:
             )
         job.progress.found("placement", f"{device.name} {choice.to_text()}")
         taken = jobs[choice.taken]
-        taken.chosen = {}  # as if it had been asked for
+        taken.ranging.chosen = {}  # as if it had been asked for
         return taken, choice
 
     @property
@@ -139,7 +139,7 @@ def _tried(job: Job, device: Device, batch: int, folder: Path, placement: Placem
 
 def points_lost(job: Job, model: Path) -> float:
     """Points that `model` loses on the samples beside the student as training left it."""
-    found = verify.outputs(verify.session_of(model), job.samples, job.fixed_batch or verify.BATCH)
+    found = verify.outputs(verify.session_of(model), job.samples, job.batch)
     rows, tally = np.arange(len(job.samples)), Tally()
     masks = {name: np.asarray(value[rows]) for name, value in job.samples.inputs.items() if name == "attention_mask"}
     tally.add(without_padding(job.trained, masks), without_padding(found, masks), job.samples.labels)

@@ -364,7 +364,7 @@ class Job:
         """What the student answers as training left it, with its scales, whatever the placement."""
         if isinstance(self.student, ModuleStudent):
             predict = functools.partial(self.student.predict, scales=self.student.quantized > 0)
-            return verify.outputs(predict, self.samples, self.fixed_batch or verify.BATCH)
+            return verify.outputs(predict, self.samples, self.batch)
         return self.reference
 
     @property
