@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from textwrap import indent
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import onnx
 from pydantic import Field
@@ -16,6 +16,7 @@ from calibration.methods import Method
 from calibration.samples import SampleSource, random_inputs
 from deploy import bench, environment, sbom, verify
 from deploy import build as building
+from deploy.best_placement import BEST, BestPlacement, check_asked
 from deploy.build_options import BuildOptions
 from deploy.bundle import PARTIAL, staged
 from deploy.cache import Answer, Cache
@@ -30,6 +31,7 @@ from deploy.job import Job, Precision, as_source
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.lint import check_rules
 from deploy.manifest import Manifest, Measurement, Verification
+from deploy.placement_choice import Choice
 from deploy.progress import Progress
 from deploy.report.verdicts import cards
 from deploy.requirements import Requirement
@@ -74,6 +76,8 @@ def _lines(bundle: BundleResult) -> Iterator[str]:
     yield f"{bundle.path}"
     for card in cards(bundle.manifest):
         yield f"  {card.title}: {card.headline} ({card.origin})"
+    if bundle.manifest.placements is not None:
+        yield f"  Placement: {bundle.manifest.placements.headline}"
     yield from indent(sentences_text(bundle.manifest.gates_missed, bundle.manifest.plan), "  ").splitlines()
     yield f"  report: {bundle.path / 'report.html'}"
 
@@ -85,7 +89,7 @@ def convert(
     out: str | Path,
     options: LoadOptions | None = None,
     precision: Precision = "auto",
-    placement: Placement | None = None,
+    placement: Placement | Literal["best"] | None = None,
     data: str | Path | SampleSource | None = None,
     baseline: str | Path | None = None,
     repair_sparsity: bool = False,
@@ -95,6 +99,7 @@ def convert(
     scales: str | Path | None = None,
     improve: Sequence[Improvement] = (),
     target_drop: float | None = None,
+    for_batch: int = 1,
     cache: Cache | None = None,
     build: BuildOptions | None = None,
     required: Sequence[Requirement] = (),
@@ -111,7 +116,8 @@ def convert(
         precision: `auto` keeps what was trained; `int8` asks for it, or quantizes a float student by what its
             activations are on `data`; `fp16`, `bf16` and `fp32` drop the trained quantization.
         placement: which quantizers layers get that have none; by default those of `w8a8-linear` where `precision`
-            asks for int8 and nothing was trained so, else none.
+            asks for int8 and nothing was trained so, else none. `best` takes the one that is predicted fastest on
+            each profile and loses no more than `target_drop` on `data`.
         data: samples to verify and to measure with, a path or `module:function`, or with what is to be said about
             them; random inputs without it.
         baseline: a dense checkpoint to measure against, in FP32.
@@ -122,7 +128,8 @@ def convert(
         scales: the file of `gpusq calibrate`, instead of measuring.
         improve: what is done so that less is lost by the quantizers that are placed; most need `data`.
         target_drop: points of accuracy that may be lost on `data`; the layers that cost more stay float. None: all that
-            the placement quantizes is.
+            the placement quantizes is. With `best`, which placements are refused; None is half a point then.
+        for_batch: the batch that `best` is chosen for.
         cache: takes what was made before of the same parts, and keeps what is made; nothing is kept without one.
         build: what is asked of the builders of engines.
         required: what the engines must come to, beside what is required by default.
@@ -135,11 +142,14 @@ def convert(
     devices = _devices(profiles)
     if parts_list:
         sbom.require_library()
+    best = BestPlacement(_written, for_batch, target_drop, tuple(improve)) if placement == BEST else None
+    if best is not None:
+        check_asked(list(devices.values()), precision, samples=data is not None, scales=scales is not None)
     job = Job(
         checkpoint=Path(checkpoint),
         options=options or LoadOptions(),
         precision=precision,
-        asked_placement=placement,
+        asked_placement=None if placement == BEST else placement,
         data=as_source(data),
         baseline=None if baseline is None else Path(baseline),
         out=Path(out),
@@ -149,8 +159,8 @@ def convert(
         io_types=io_types,
         method=method or Method(),
         scales_file=None if scales is None else Path(scales),
-        improve=tuple(improve),
-        target_drop=target_drop,
+        improve=() if best else tuple(improve),
+        target_drop=None if best else target_drop,
         build=build or BuildOptions(),
         required=tuple(required),
         cache=cache or Cache(None),
@@ -160,14 +170,17 @@ def convert(
     job.load(devices.values())
     job.note_sources()
     with staged(job.out, list(devices)) as staging, job.ranging.resumable():
-        manifests = [_convert_for(device, staging / name, job) for name, device in devices.items()]
+        manifests = []
+        for name, device in devices.items():
+            placed, choice = (job, None) if best is None else best(job, device)
+            manifests.append(_convert_for(device, staging / name, placed, choice))
     bundles = tuple(
         BundleResult(path=job.out / name, manifest=manifest) for name, manifest in zip(devices, manifests, strict=True)
     )
     return Conversion(bundles=bundles, stages=tuple(job.cache.answers))
 
 
-def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
+def _convert_for(device: Device, bundle: Path, job: Job, choice: Choice | None) -> Manifest:
     bundle.mkdir()
     said = f"{bundle.name}:"
     progress = job.progress
@@ -220,6 +233,7 @@ def _convert_for(device: Device, bundle: Path, job: Job) -> Manifest:
         passes=prepared.passes,
         ranges_by=prepared.ranges_by,
         mixed_precision=prepared.mixed_precision,
+        placements=choice,
         engines=built.engines,
         missing=built.missing,
         plan=built.plan,
@@ -243,6 +257,11 @@ def _cached(job: Job, key: Key, bundle: Path, make: Callable[[], Made], kind: ty
         job.cache.note(key, bundle.name, "the architecture is your own code, whose changes no key would show")
         return make()
     return job.cache.fetch(key, bundle, make, kind, bundle=bundle.name)
+
+
+def _written(job: Job, device: Device, folder: Path) -> None:
+    """Write `model.onnx` into `folder`, or take the one that was made before."""
+    _cached(job, surgery_key(job, device), folder, lambda: _prepare(device, folder, job), Prepared)
 
 
 def _prepare(device: Device, bundle: Path, job: Job) -> Prepared:

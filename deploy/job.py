@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,16 @@ class Job:
         if self.data is not None:
             self.progress.found("samples", f"{len(self.samples)} of {self.samples.available} in {self.samples.source}")
             tell_all(self.progress, "samples", self.samples.notes)
+
+    def placed(self, placement: Placement, improve: tuple[Improvement, ...] = ()) -> Job:
+        """The same with another placement, and with what was read; what it counts is not kept if it is cut off."""
+        job = copy.copy(self)
+        job.asked_placement, job.improve, job.partial = placement, improve, None
+        job.precision = _settled_precision(self.precision, placement)
+        made = ["ranging"] if job.quantized == self.quantized else ["ranging", "exported", "reference"]
+        for name in made:
+            job.__dict__.pop(name, None)
+        return job
 
     def note_sources(self) -> None:
         """Keep where the student and the baseline came from, by the hashes of what was just read."""
@@ -347,6 +358,14 @@ class Job:
     def batch(self) -> int:
         """Samples a run."""
         return self.fixed_batch or verify.BATCH
+
+    @cached_property
+    def trained(self) -> verify.Array:
+        """What the student answers as training left it, with its scales, whatever the placement."""
+        if isinstance(self.student, ModuleStudent):
+            predict = functools.partial(self.student.predict, scales=self.student.quantized > 0)
+            return verify.outputs(predict, self.samples, self.batch)
+        return self.reference
 
     @property
     def fixed_batch(self) -> int | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from calibration.costly_layers import Found
+from deploy.placement_choice import Choice
 from exporters.passes.outcome import Outcome
 from exporters.sparsity import Sparsity
 from profiles.device import Device
@@ -281,6 +282,10 @@ class Manifest(Record):
     mixed_precision: Found | None = Field(
         default=None,
         description="Layers that stay float to keep the accuracy, and the evidence; None if not asked.",
+    )
+    placements: Choice | None = Field(
+        default=None,
+        description="The placements that were tried, where the best was asked for; latencies are predicted.",
     )
     engines: tuple[Engine, ...]
     missing: tuple[Missing, ...]

@@ -110,6 +110,28 @@ def predict(
     )
 
 
+def check_predictable(device: Device) -> None:
+    """Raise GpusqError where the latency on `device` cannot be predicted, whatever the model."""
+    _target(device)
+    machine_of(device)
+
+
+def predict_point(model: Path, device: Device, batch: int, inputs: Sequence[Input] = ()) -> Point:
+    """Predict the latency of an ONNX file on one device at one batch, the graph as it is.
+
+    Args:
+        model: the file.
+        device: the profile.
+        batch: the batch size.
+        inputs: the shapes of inputs that vary in more than the batch.
+
+    Raises:
+        GpusqError: as of `predict`.
+    """
+    machine, own = machine_of(device), _compiled(model, device, None, inputs, {})
+    return _point(device, machine, batch, latency_of(own.at(batch), machine, load_parameters()), own, None)
+
+
 def _point(
     device: Device, machine: Machine, batch: int, latency: Latency, own: CompiledWork, other: CompiledWork | None
 ) -> Point:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from calibration.costly_layers import Found
 from calibration.methods import Method
 from calibration.samples import SampleSource
+from deploy.best_placement import BEST, MODEL_FILE, BestPlacement, check_asked
 from deploy.bundle import staged_files
 from deploy.cache import Cache
 from deploy.job import Job, Precision, as_source
 from deploy.lint import check_rules
 from deploy.manifest import SampleSet
+from deploy.placement_choice import Choice
 from deploy.progress import Progress
 from deploy.ranging import partial_of
 from exporters.checkpoint import LoadOptions
@@ -25,7 +28,7 @@ from exporters.passes.type_floats import IoTypes
 from exporters.placement import Placement
 from exporters.save_onnx import save_onnx
 from exporters.surgery import surgery
-from profiles.device import load_device
+from profiles.device import Device, load_device
 from profiles.errors import GpusqError
 from profiles.record import Record
 
@@ -48,12 +51,14 @@ class Surgery(Record):
     passes: tuple[Outcome, ...]
     ranges_by: str | None = Field(default=None, description="How ranges of activations were found; None without any.")
     mixed_precision: Found | None = Field(default=None, description="What stays float to keep the accuracy, and why.")
+    placements: Choice | None = Field(default=None, description="What was tried, where the best was asked for.")
 
     def to_text(self) -> str:
         """The surgery for the terminal."""
         return "\n".join(
             [
                 f"{self.files[0]}: {self.nodes} nodes of {self.nodes_before}, opset {self.opset}, {self.precision}",
+                *([] if self.placements is None else [self.placements.to_text()]),
                 *([] if self.mixed_precision is None else [self.mixed_precision.to_text()]),
                 *(line for step in self.passes for line in _lines(step)),
             ]
@@ -67,7 +72,7 @@ def operate(
     profile: str,
     options: LoadOptions | None = None,
     precision: Precision = "auto",
-    placement: Placement | None = None,
+    placement: Placement | Literal["best"] | None = None,
     data: str | Path | SampleSource | None = None,
     repair_sparsity: bool = False,
     share_concat_scales: bool = False,
@@ -76,6 +81,7 @@ def operate(
     scales: str | Path | None = None,
     improve: Sequence[Improvement] = (),
     target_drop: float | None = None,
+    for_batch: int = 1,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Surgery:
@@ -96,7 +102,8 @@ def operate(
         scales: as of `convert`.
         improve: as of `convert`.
         target_drop: as of `convert`.
-        cache: remembers what searches have found out.
+        for_batch: as of `convert`.
+        cache: remembers what searches have found out, and trials of placements.
         progress: is told what each stage found.
 
     Raises:
@@ -106,11 +113,14 @@ def operate(
     if out.is_dir():
         raise GpusqError(f"{out} is a folder", hint="give the file to write, such as -o model.onnx")
     device = load_device(profile)
+    best = BestPlacement(write_graph, for_batch, target_drop, tuple(improve)) if placement == BEST else None
+    if best is not None:
+        check_asked([device], precision, samples=data is not None, scales=scales is not None)
     job = Job(
         checkpoint=Path(model),
         options=options or LoadOptions(),
         precision=precision,
-        asked_placement=placement,
+        asked_placement=None if placement == BEST else placement,
         data=as_source(data),
         baseline=None,
         out=out.parent,
@@ -120,15 +130,18 @@ def operate(
         io_types=io_types,
         method=method or Method(),
         scales_file=None if scales is None else Path(scales),
-        improve=tuple(improve),
-        target_drop=target_drop,
+        improve=() if best else tuple(improve),
+        target_drop=None if best else target_drop,
         cache=cache or Cache(None),
         partial=partial_of(out),
     )
     job.load([device])
-    graph = job.exported.model
-    nodes_before = len(graph.graph)
+    if best is not None:
+        job.note_sources()
     with job.ranging.resumable():
+        job, choice = (job, None) if best is None else best(job, device)
+        graph = job.exported.model
+        nodes_before = len(graph.graph)
         passes = surgery(graph, job.target(device), job.measure, job.ranges, job.feed)
         check_rules(graph, device)
         with staged_files(out) as staged:
@@ -145,7 +158,15 @@ def operate(
         passes=tuple(passes),
         ranges_by=job.ranges_by,
         mixed_precision=search_of(passes),
+        placements=choice,
     )
+
+
+def write_graph(job: Job, device: Device, folder: Path) -> None:
+    """Write the graph of a job for a device into `folder`, as `model.onnx`."""
+    graph = job.exported.model.clone()
+    surgery(graph, job.target(device), job.measure, job.ranges, job.feed)
+    save_onnx(graph, folder / MODEL_FILE)
 
 
 def _lines(step: Outcome) -> Iterator[str]:

@@ -149,9 +149,13 @@ def _graph_choices(
     io_types: str,
     improve: tuple[str, ...],
     target_drop: float | None,
+    for_batch: int | None,
 ) -> dict[str, Any]:
+    if for_batch is not None and placement != "best":
+        raise click.UsageError("--for-batch says what --placement best chooses for: give them together.")
     return {
         "placement": placement,
+        "for_batch": for_batch or 1,
         "method": _method(method, percentile),
         "scales": scales,
         "repair_sparsity": repair_sparsity,
@@ -167,7 +171,9 @@ graph_options = gathered(
     "graph",
     _graph_choices,
     click.option(
-        "--placement", type=click.Choice(PLACEMENTS), help="Quantizers for what has none; see the documentation."
+        "--placement",
+        type=click.Choice((*PLACEMENTS, "best")),
+        help="Quantizers for what has none, best being what is predicted fastest; see the documentation.",
     ),
     _METHOD,
     _PERCENTILE,
@@ -198,6 +204,12 @@ graph_options = gathered(
         type=click.FloatRange(0, 100),
         metavar="POINTS",
         help="Leave the layers float that cost more accuracy than this on the samples; see the documentation.",
+    ),
+    click.option(
+        "--for-batch",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Batch that --placement best is chosen for.  [default: 1]",
     ),
 )
 

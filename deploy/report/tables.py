@@ -25,6 +25,7 @@ from deploy.manifest import (
     Timing,
     Verification,
 )
+from deploy.placement_choice import Choice
 from deploy.report import formats
 from exporters.passes.outcome import Outcome
 
@@ -207,6 +208,20 @@ def mixed_precision(found: Found) -> Table:
     rows = tuple((one.name, formats.percent(one.error), formats.percent(one.cost)) for one in found.left)
     lost = f"{found.after:.2f} points lost on the samples, {found.before:.2f} with all quantized"
     return Table(f"Left float for the accuracy: {lost}, {found.target:g} allowed", columns, rows)
+
+
+def placements(choice: Choice) -> Table:
+    """The placements that were tried, with what is predicted of each and what it loses."""
+    columns = (
+        Column("placement", "code"),
+        Column("ms, predicted", "number"),
+        Column("80 % interval", "number"),
+        Column("points lost", "number"),
+        Column("kernels", "number"),
+        Column("2:4 kernels", "number"),
+        Column("refused"),
+    )
+    return Table(f"Placements tried at batch {choice.batch}: {choice.headline}", columns, choice.rows)
 
 
 def surgery(passes: Iterable[Outcome]) -> Table:

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 
 from deploy import tensorrt_api
 from deploy.cli import main
-from deploy.predict import predict
+from deploy.predict import predict, predict_point
 from deploy.prediction import Predicted
 from exporters.signature import parse_input
+from profiles.device import load_device
 from profiles.errors import GpusqError
 
 pytestmark = pytest.mark.skipif(not tensorrt_api.has_api("tensorrt-rtx"), reason="tensorrt-rtx is not installed")
@@ -55,6 +56,11 @@ def predicted(mlp: Path) -> Predicted:
 def test_one_point_for_each_profile_and_batch(predicted: Predicted) -> None:
     found = [(point.profile, point.batch) for point in predicted.points]
     assert found == [(name, batch) for name in ("a100-sxm-80gb", "agx-orin-64gb") for batch in (1, 8, 64, 512)]
+
+
+def test_one_point_is_that_of_the_prediction(tmp_path: Path) -> None:
+    path = save_mlp(tmp_path / "mlp.onnx", kind="float16")
+    assert predict_point(path, load_device("a100"), 64) == predict(path, ["a100"], batches=(64,)).points[0]
 
 
 def test_intervals_hold_their_values_and_throughput_follows(predicted: Predicted) -> None:
