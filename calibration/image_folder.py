@@ -149,6 +149,8 @@ def _opened(path: Path, content: bytes) -> Image.Image:
 
     try:
         return Image.open(io.BytesIO(content))
+    except ImportError:  # ultralytics, where it is loaded, makes Pillow look for a plugin for what it does not know
+        raise _damaged(path, ValueError("cannot identify image file")) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _damaged(path, error) from None
 

@@ -16,6 +16,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -189,6 +190,7 @@ def _trained_size(weights: Iterable[Any]) -> tuple[int, int] | None:
 
 def _ultralytics(spec: Spec, given: Sequence[Input]) -> Architecture:
     require("ultralytics", "ultralytics", f"ultralytics:{spec.name}")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # it would call pip for what a file seems to need
     tasks: Any = importlib.import_module("ultralytics.nn.tasks")
     try:
         config = tasks.yaml_model_load(spec.name)

@@ -147,6 +147,16 @@ def test_a_damaged_image_is_an_error_that_names_it(tmp_path: Path, damage: str, 
     assert caught.value.hint
 
 
+def test_a_damaged_image_is_an_error_where_ultralytics_looks_for_plugins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches = pytest.importorskip("ultralytics.utils.patches")
+    monkeypatch.setattr("PIL.Image.open", patches.image_open)
+    (tmp_path / "1.png").write_bytes(b"<html>not found")
+    with pytest.raises(GpusqError, match=r"1\.png is no whole image: cannot identify image file"):
+        loaded(tmp_path)
+
+
 def test_more_than_eight_bits_are_refused(tmp_path: Path) -> None:
     painted(tmp_path / "depth.png", "I;16", 1000)
     with pytest.raises(GpusqError, match="more than 8 bits a pixel"):
