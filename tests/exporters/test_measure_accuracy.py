@@ -112,14 +112,18 @@ def test_w8a8_loses_no_more_than_modelopt_on_the_student(student: Subject, tmp_p
     assert found["w8a8-linear"].cosine >= found["modelopt"].cosine
 
 
-# The goal is 0.995 for each; what is below it is a gap that is open, and must not widen.
-@pytest.mark.slow
+# The goal is 0.995 for each; what is below it is a gap that is open, and must not widen. On few inputs: the script
+# takes them all.
 @pytest.mark.parametrize(
     ("name", "reached"), [("dinov2", 0.995), ("efficientnet", 0.985), ("mobilenet", 0.93), ("minilm", 0.97)]
 )
-def test_w8a8_keeps_what_was_reached_of_a_real_models_answers(name: str, reached: float) -> None:
+def test_w8a8_keeps_what_was_reached_of_a_real_models_answers(
+    name: str, reached: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if why := missing(name):
         pytest.skip(why)
+    for fewer in ("_PROBE_TRAINED", "_PROBE_TESTED", "_UNLABELLED"):
+        monkeypatch.setattr(accuracy_subjects, fewer, 48)
     found = measure(SUBJECTS[name](), ["w8a8-linear"])["w8a8-linear"]
     assert found.cosine >= reached
 
