@@ -23,6 +23,7 @@ from deploy import tensorrt_api, verify
 from deploy.cache_key import Key
 from deploy.costly import TARGET_DROP
 from deploy.job import Job, Precision
+from deploy.manifest import MODEL_FILE
 from deploy.placement_candidates import candidates
 from deploy.placement_choice import Choice, Trial, choose
 from deploy.predict import check_predictable, predict_point
@@ -36,7 +37,6 @@ from profiles.device import Device
 from profiles.errors import GpusqError
 
 BEST: Literal["best"] = "best"
-MODEL_FILE = "model.onnx"
 Make = Callable[[Job, Device, Path], object]
 
 

@@ -19,8 +19,8 @@ import onnx_ir as ir
 from deploy import onnxruntime_api, tensorrt_api
 from deploy.ahead_of_time import compile_ahead
 from deploy.build_options import BuildOptions, option_name
-from deploy.device_engine import MODEL_FILE, BuildJob, Via, build_here, told
-from deploy.manifest import Engine, Missing, Plan
+from deploy.device_engine import BuildJob, Via, build_here, told
+from deploy.manifest import MODEL_FILE, Engine, Missing, Plan
 from profiles.device import AheadOfTime, Device
 from profiles.errors import GpusqError
 

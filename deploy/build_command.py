@@ -7,10 +7,10 @@ from pathlib import Path
 
 from deploy.build_options import BuildOptions
 from deploy.cache import Cache
-from deploy.device_engine import MODEL_FILE, Via
+from deploy.device_engine import Via
 from deploy.finish import finish
 from deploy.gates import sentences_text
-from deploy.manifest import Manifest, is_bundle, read_manifest
+from deploy.manifest import MODEL_FILE, Manifest, is_bundle, read_manifest
 from deploy.progress import Progress
 from deploy.requirements import Requirement
 from deploy.trtexec import commands

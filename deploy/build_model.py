@@ -57,10 +57,6 @@ class BuiltModel(Record):
     gates_missed: tuple[MissedGate, ...]
     files: dict[str, FileEntry]
 
-    def to_json(self) -> str:
-        """As JSON text."""
-        return self.model_dump_json(indent=2, by_alias=True) + "\n"
-
     def to_text(self) -> str:
         """For the terminal."""
         return "\n".join(self._lines())

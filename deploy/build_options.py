@@ -18,7 +18,6 @@ from profiles.errors import GpusqError
 
 Compatibility = Literal["none", "ampere+", "same-compute-capability"]
 Tiling = Literal["none", "fast", "moderate", "full"]
-COMPATIBILITIES: tuple[Compatibility, ...] = get_args(Compatibility)
 TILINGS: tuple[Tiling, ...] = get_args(Tiling)
 Shape = tuple[int, ...]
 

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter
 
 from deploy.cache_key import Key, nearest
 from deploy.cached_entry import ENTRY_FILE, DamagedError, MissingError, read_entry, read_parts, take_files, write_entry
+from deploy.kernel_lock import take
 from deploy.progress import Progress
 from profiles.errors import GpusqError
 from profiles.record import Record
@@ -176,14 +177,13 @@ class Cache:
         return os.open(locks / f"{number:02}", os.O_RDWR | os.O_CREAT, 0o600)
 
     def _wait(self, handle: int, key: Key, reasons: list[str]) -> bool:
+        def busy() -> None:
+            said = f"waited for another gpusq that is at work on the same {key.stage}"
+            self.progress.found("cache", said.replace("waited", "waiting"))
+            reasons.append(said)
+
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                said = f"waited for another gpusq that is at work on the same {key.stage}"
-                self.progress.found("cache", said.replace("waited", "waiting"))
-                reasons.append(said)
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            take(handle, busy)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

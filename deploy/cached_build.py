@@ -12,7 +12,8 @@ from deploy.build import BuildResult
 from deploy.build_options import BuildOptions
 from deploy.cache import Cache
 from deploy.cache_key import Key
-from deploy.device_engine import MODEL_FILE, Via, build_on_device
+from deploy.device_engine import Via, build_on_device
+from deploy.manifest import MODEL_FILE
 from deploy.progress import Progress
 from deploy.stages import build_key
 from profiles.device import Device

@@ -23,14 +23,13 @@ from deploy.cache import Answer, Cache
 from deploy.cache_key import Key
 from deploy.cached_build import CachedBuild
 from deploy.costly import TARGET_DROP, advice, costly_layers
-from deploy.device_engine import MODEL_FILE
 from deploy.export import failed_ways
 from deploy.finish import seal
 from deploy.gates import agreement_missed, missed_gates, sentences_text
 from deploy.job import Job, Precision, as_source
 from deploy.layers import layers_of, sizes_of, summary
 from deploy.lint import check_rules
-from deploy.manifest import Manifest, Measurement, Verification
+from deploy.manifest import MODEL_FILE, Manifest, Measurement, Verification
 from deploy.placement_choice import Choice
 from deploy.progress import Progress
 from deploy.report.verdicts import cards

@@ -22,7 +22,7 @@ from deploy.build_log import read_build_log
 from deploy.build_options import BuildOptions
 from deploy.environment import Gpu, cuda_release, gpus
 from deploy.inspector import read_inspector
-from deploy.manifest import Engine, Missing, Plan
+from deploy.manifest import MODEL_FILE, Engine, Missing, Plan
 from deploy.plan import plan_of
 from deploy.tensorrt_api import Built
 from deploy.timing_cache import default_folder, timing_cache_file
@@ -30,7 +30,6 @@ from deploy.trtexec import build_with_trtexec, installed_version
 from profiles.device import Device
 from profiles.errors import GpusqError
 
-MODEL_FILE = "model.onnx"
 DEVICE_ENGINE = "TensorRT engine"
 Via = Literal["python", "trtexec"]
 

@@ -8,11 +8,10 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from pydantic import Field
 
-from deploy.device_engine import MODEL_FILE
 from deploy.finish import check_files
 from deploy.inspect_checkpoint import CheckpointInspection, inspect_checkpoint
 from deploy.layers import layers_of, sizes_of, summary
-from deploy.manifest import Layer, Sizes, is_bundle, read_manifest
+from deploy.manifest import MODEL_FILE, Layer, Sizes, is_bundle, read_manifest
 from deploy.text_table import text_table
 from exporters.checkpoint import LoadOptions
 from exporters.kinds import kind_of

@@ -22,6 +22,7 @@ from profiles.record import Record, first_problem
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+MODEL_FILE = "model.onnx"
 SIGNATURE_NAME = "manifest.json.sig"
 
 

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from deploy.bundle import staged_files
 from deploy.finish import check_files
-from deploy.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, read_manifest
+from deploy.manifest import FILE_NAME, MODEL_FILE, SIGNATURE_NAME, Manifest, read_manifest
 from deploy.packed_weights import Cut, Piece, cut_bundle
 from deploy.zstd import import_zstd
 from profiles.errors import GpusqError
@@ -34,7 +34,6 @@ SUFFIX = ".tar.zst"
 INDEX = ".gpusq/index.json"
 VALUES, PLACES = ".gpusq/values/", ".gpusq/places/"
 LEVEL = 12
-_MODEL = "model.onnx"
 _FP32_BYTES = 4
 
 
@@ -154,7 +153,7 @@ class _Frames:
 
 
 def _packed(target: Path, total: int, manifest: Manifest, cuts: dict[str, Cut], sizes: dict[str, int]) -> Packed:
-    pieces = cuts[_MODEL].pieces if _MODEL in cuts else ()
+    pieces = cuts[MODEL_FILE].pieces if MODEL_FILE in cuts else ()
     fp32 = _FP32_BYTES * sum(piece.layout.elements for piece in pieces)
     return Packed(
         archive=target,
@@ -163,8 +162,8 @@ def _packed(target: Path, total: int, manifest: Manifest, cuts: dict[str, Cut], 
         fp32_bytes=manifest.sizes.total_fp32,
         pruned_weights=len(pieces),
         pruned_fp32_bytes=fp32,
-        pruned_bytes=sizes.get(_MODEL, 0),
-        pruned_ratio=fp32 / sizes[_MODEL] if pieces else None,
+        pruned_bytes=sizes.get(MODEL_FILE, 0),
+        pruned_ratio=fp32 / sizes[MODEL_FILE] if pieces else None,
     )
 
 

@@ -21,7 +21,7 @@ from deploy.ahead_of_time import RUNTIME
 from deploy.compiled_kernels import CompiledKernel, read_kernels
 from deploy.graph_file import read_graph
 from deploy.kernel_work import ModelWork, pruned_nodes, works_of
-from deploy.manifest import FILE_NAME, is_bundle, read_manifest
+from deploy.manifest import FILE_NAME, MODEL_FILE, is_bundle, read_manifest
 from deploy.prediction import KernelPoint, Point, Predicted, Ratio
 from deploy.tensorrt_api import ShapeRange
 from deploy.usual_shapes import usual_shapes
@@ -37,7 +37,6 @@ from profiles.work import Work
 
 Precision = Literal["fp32", "fp16", "int8"]
 BATCHES = (1, 8, 32)
-_MODEL = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def _compiled(
     """The kernels of `path`, compiled once for each compute capability and set of sparse kernels."""
     if is_bundle(path):
         _check_bundle(path, device)
-        path = path / _MODEL
+        path = path / MODEL_FILE
     if not path.exists():
         raise GpusqError(f"no such file: {path}", hint="give an .onnx file, or a folder that convert wrote")
     target = _target(device)
@@ -219,7 +218,7 @@ def _check_bundle(bundle: Path, device: Device) -> None:
     if made_for.ahead_of_time != device.ahead_of_time:
         raise GpusqError(
             f"{bundle} was made for {made_for.name}, whose kernels are not those of {device.name}",
-            hint=f"gpusq predict {bundle / _MODEL} --profile {device.name}, or see {bundle / FILE_NAME}",
+            hint=f"gpusq predict {bundle / MODEL_FILE} --profile {device.name}, or see {bundle / FILE_NAME}",
         )
 
 

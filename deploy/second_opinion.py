@@ -29,9 +29,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from calibration.samples import Samples, SampleSource, load_samples, random_samples
-from deploy.device_engine import MODEL_FILE
 from deploy.engine import Engine, OnnxRuntimeEngine, open_engine
-from deploy.manifest import Manifest, read_manifest
+from deploy.manifest import MODEL_FILE, Manifest, read_manifest
 from deploy.progress import Progress
 from deploy.text_table import text_table
 from exporters.checkpoint import load_student
@@ -41,7 +40,6 @@ from profiles.record import Record
 
 SCHEMA = 1
 SAMPLES = 16
-REFERENCE = "model.onnx"
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -79,10 +77,6 @@ class SecondOpinion(Record):
     def failed(self) -> bool:
         """Whether an engine differs too much."""
         return any(each.passed < each.batches for each in self.compared)
-
-    def to_json(self) -> str:
-        """As JSON text."""
-        return self.model_dump_json(indent=2, by_alias=True)
 
     def to_text(self) -> str:
         """For the terminal."""
@@ -132,7 +126,7 @@ def second_opinion(
     samples, fixed = _samples(bundle / MODEL_FILE, data)
     feeds = list(_feeds(samples, fixed or batch))
     with progress.working("comparing"):
-        reference = _Answers(REFERENCE, OnnxRuntimeEngine(bundle / MODEL_FILE, optimized=False), feeds)
+        reference = _Answers(MODEL_FILE, OnnxRuntimeEngine(bundle / MODEL_FILE, optimized=False), feeds)
         compared = tuple(
             _compare(reference, _Answers(name, engine, feeds), bundle, out, tolerance)
             for name, engine in engines.items()

@@ -11,12 +11,12 @@ from pydantic import Field
 from calibration.costly_layers import Found
 from calibration.methods import Method
 from calibration.samples import SampleSource
-from deploy.best_placement import BEST, MODEL_FILE, BestPlacement, check_asked
+from deploy.best_placement import BEST, BestPlacement, check_asked
 from deploy.bundle import staged_files
 from deploy.cache import Cache
 from deploy.job import Job, Precision, as_source
 from deploy.lint import check_rules
-from deploy.manifest import SampleSet
+from deploy.manifest import MODEL_FILE, SampleSet
 from deploy.placement_choice import Choice
 from deploy.progress import Progress
 from deploy.ranging import partial_of

@@ -22,7 +22,6 @@ from profiles.gemm_time import gemm_times
 from profiles.machine import Machine
 from profiles.work import Work
 
-BOUNDS = ("launch", "bandwidth", "tensor core", "sparse tensor core", "CUDA cores")
 Array = npt.NDArray[np.float64]
 _NARROW = 8  # outputs of a group; below, a kernel multiplies on the CUDA cores, and its bytes bound it
 _SMALL = 64 * 16  # values of a weight, likewise

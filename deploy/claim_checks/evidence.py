@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy.claim_checks.graph_cost import GraphCost, cost_of
 from deploy.graph_file import read_graph
-from deploy.manifest import Manifest, is_bundle, read_manifest
+from deploy.manifest import MODEL_FILE, Manifest, is_bundle, read_manifest
 from deploy.timing.history import open_history
 from deploy.timing.results import BenchResult
 from profiles.claim import Claim
@@ -71,7 +71,7 @@ def _add_bundle(evidence: Evidence, path: Path, name: str) -> None:
         if key:
             evidence.bundles[key] = manifest
     key = name or manifest.student.model
-    evidence.graphs[key] = cost_of(read_graph(path / "model.onnx"), key, manifest.student.parameters)
+    evidence.graphs[key] = cost_of(read_graph(path / MODEL_FILE), key, manifest.student.parameters)
 
 
 def built(spec: str) -> GraphCost:

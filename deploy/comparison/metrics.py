@@ -30,6 +30,7 @@ MetricName = Literal["p50", "p99", "throughput", "accuracy", "size", "kernels", 
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 TIMED: tuple[MetricName, ...] = ("p50", "p99", "throughput")
 Verdict = Literal["pass", "regression", "improvement", "inconclusive"]
+Origin = Literal["measured", "verified", "compiled", "computed"]
 LEAST_DIFFERENCE = 0.001
 _Z = 1.959964  # of a two-sided 95 % interval
 
@@ -57,7 +58,7 @@ class Metric(Record):
     """One metric of both."""
 
     metric: MetricName
-    origin: Literal["measured", "verified", "compiled", "computed"] = Field(description="Where the figures come from.")
+    origin: Origin = Field(description="Where the figures come from.")
     unit: str
     baseline: float | None
     candidate: float | None
@@ -149,17 +150,7 @@ def _distance(unit: str, was: float, now: float, gate: Gate) -> Metric:
         verdict = "regression"
     elif counts and share < 0:
         verdict = "improvement"
-    return Metric(
-        metric="accuracy",
-        origin="verified",
-        unit=unit,
-        baseline=was,
-        candidate=now,
-        worse=Interval(value=share, low=share, high=share),
-        p_value=None,
-        verdict=verdict,
-        reasons=(unit,),
-    )
+    return _exact("accuracy", "verified", unit, (was, now, share), verdict, (unit,))
 
 
 def _share(name: str, was: float, now: float, counts: tuple[int, int], gate: Gate) -> Metric:
@@ -204,16 +195,30 @@ def _counted(name: MetricName, unit: str, was: int, now: int, gate: Gate, broken
         verdict: Verdict = "regression"
     else:
         verdict = "improvement" if share < 0 else "pass"
+    origin: Origin = "computed" if name == "size" else "compiled"
+    return _exact(name, origin, unit, (was, now, share), verdict, tuple(broken))
+
+
+def _exact(
+    name: MetricName,
+    origin: Origin,
+    unit: str,
+    figures: tuple[float, float, float],
+    verdict: Verdict,
+    reasons: tuple[str, ...],
+) -> Metric:
+    """A metric without samples: the baseline's figure, the candidate's, and the share by which it is worse."""
+    was, now, share = figures
     return Metric(
         metric=name,
-        origin="computed" if name == "size" else "compiled",
+        origin=origin,
         unit=unit,
         baseline=was,
         candidate=now,
         worse=Interval(value=share, low=share, high=share),
         p_value=None,
         verdict=verdict,
-        reasons=tuple(broken),
+        reasons=reasons,
     )
 
 

@@ -18,7 +18,7 @@ from deploy.bundle import hash_file
 from deploy.comparison.answers import error_of
 from deploy.graph_file import read_graph
 from deploy.layers import layers_of, sizes_of
-from deploy.manifest import Layer, Plan, Sizes, Verification, is_bundle, read_manifest
+from deploy.manifest import MODEL_FILE, Layer, Plan, Sizes, Verification, is_bundle, read_manifest
 from deploy.show_plan import show_plan
 from exporters.module_names import label_of
 from profiles.device import load_device
@@ -98,8 +98,8 @@ def _of_bundle(path: Path, reference: Path | None) -> Subject:
         sizes=manifest.sizes,
         plan=manifest.plan,
         verified=manifest.verified,
-        quantizers=quantizers_of(read_graph(path / "model.onnx")),
-        error=None if reference is None else error_of(path / "model.onnx", reference),
+        quantizers=quantizers_of(read_graph(path / MODEL_FILE)),
+        error=None if reference is None else error_of(path / MODEL_FILE, reference),
     )
 
 

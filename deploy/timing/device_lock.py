@@ -7,13 +7,13 @@ holds between the users of one host; a container sees only its own temporary fol
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from deploy.kernel_lock import take
 from profiles.errors import GpusqError
 
 
@@ -48,12 +48,11 @@ def _open(path: Path) -> int:
 
 
 def _take(handle: int, device: str, wait: bool, say: Callable[[str], None]) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    def busy() -> None:
         holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-        busy = f"another bench is running on {device} (process {holder})"
+        told = f"another bench is running on {device} (process {holder})"
         if not wait:
-            raise GpusqError(busy, hint="wait until it is done, or leave out --no-wait") from None
-        say(f"{busy}; waiting for it")
-        fcntl.flock(handle, fcntl.LOCK_EX)
+            raise GpusqError(told, hint="wait until it is done, or leave out --no-wait") from None
+        say(f"{told}; waiting for it")
+
+    take(handle, busy)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from calibration.feed import fit
 from deploy.bundle import hash_file
-from deploy.manifest import is_bundle, read_manifest
+from deploy.manifest import MODEL_FILE, is_bundle, read_manifest
 from deploy.onnxruntime_api import open_session, runtime_version
 from profiles.errors import GpusqError
 
@@ -107,7 +107,7 @@ def read_model(path: Path) -> Model:
                 hint=f"bench a bundle of --profile cpu, or {path / 'model.onnx'} as it runs on the CPU",
             )
         files = [engine.file for engine in manifest.engines if engine.file.endswith(".onnx")]
-        return _model(path, path / (files[0] if files else "model.onnx"), manifest.precision)
+        return _model(path, path / (files[0] if files else MODEL_FILE), manifest.precision)
     if not path.is_file():
         raise GpusqError(f"{path} is neither a bundle nor an ONNX file", hint="give what `gpusq convert` wrote")
     return _model(path, path, "as written")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from profiles.errors import GpusqError
 
-COMMAND = ("tegrastats", "--interval", "100")
 _DEVFREQ = Path("/sys/class/devfreq")
 _RAM = re.compile(r"\bRAM (\d+)/(\d+)MB")
 _GPU = re.compile(r"\bGR3D_FREQ (\d+)%(?:@\[?(\d+))?")

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.manifest import MODEL_FILE
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import tests.conftest  # noqa: F401  lets torchvision import
 from calibration.samples import SampleSource, random_inputs
-from deploy.best_placement import MODEL_FILE, points_lost, usual_inputs
+from deploy.best_placement import points_lost, usual_inputs
 from deploy.costly import TARGET_DROP
 from deploy.job import Job
 from deploy.placement_candidates import candidates
