@@ -23,6 +23,8 @@ _ERRORS_ONLY = 3
 # Exact 8-bit products on processors without VNNI; and onnxruntime cannot load what this optimizer makes of some
 # quantizers (microsoft/onnxruntime#25526).
 _EXACT_INT8 = ("session.x64quantprecision", "1")
+# Threads that spin on after a call take the cores from whatever runs next, such as another session.
+_STOP_SPINNING = ("session.force_spinning_stop", "1")
 # Quantizers are computed as they stand: fusing them fails where a tensor in between is to be measured.
 _QDQ_AS_THEY_ARE = ("session.disable_quant_qdq", "1")
 _MOVES_QDQ = "QDQPropagationTransformer"
@@ -91,6 +93,7 @@ def open_session(path: Path) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.add_session_config_entry(*_EXACT_INT8)
+    options.add_session_config_entry(*_STOP_SPINNING)
     options.add_session_config_entry(*_QDQ_AS_THEY_ARE)
     # Each reduction right after its tensor: the default order takes them all at the end, and all tensors wait for it.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED

@@ -91,7 +91,7 @@ def bench_models(
     results = []
     with device_lock(DEVICE, wait=spec.wait, say=say):
         for batch in spec.batches:
-            result, raw = _one_batch(contenders, baseline is not None, batch, spec, progress)
+            result, raw = measure(contenders, baseline is not None, batch, spec, progress)
             results.append(result)
             if history is not None:
                 with open_history(history, create=True) as db:
@@ -99,9 +99,17 @@ def bench_models(
     return BenchResults(results=tuple(results))
 
 
-def _one_batch(
+def measure(
     models: Sequence[Model], has_baseline: bool, batch: int, spec: BenchSpec, progress: Progress
 ) -> tuple[BenchResult, Raw]:
+    """Time `models` at one batch, the first of them the baseline if there is one; the device is the caller's to lock.
+
+    Returns:
+        The result, and the samples of each model by quantity.
+
+    Raises:
+        GpusqError: a model cannot be run at this batch.
+    """
     random = np.random.default_rng(spec.seed)
     engines = [open_engine(model, batch, spec.seed) for model in models]
     with progress.working(f"batch {batch}: warming up"):

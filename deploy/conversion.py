@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from textwrap import indent
 from typing import Literal, TypeVar
@@ -35,6 +36,7 @@ from deploy.progress import Progress
 from deploy.report.verdicts import cards
 from deploy.requirements import Requirement
 from deploy.stages import Prepared, own_code, surgery_key, verify_key
+from deploy.timing.engine import model_at
 from exporters.checkpoint import LoadOptions
 from exporters.improvement import Improvement
 from exporters.passes.keep_costly_float import search_of
@@ -299,29 +301,23 @@ def _measure(device: Device, bundle: Path, job: Job) -> Measurement | None:
     """Time the engine where this host is the device: on its CPU."""
     if device.runtime != "onnxruntime":
         return None
-    student = bench.Contender(job.checkpoint.name, job.precision_name(device), bundle / "engine.onnx")
-    with job.progress.working("measuring") as advance:
-        baseline = (
-            None
-            if job.teacher is None or job.baseline is None
-            else _baseline(device, bundle, job.teacher, job.baseline)
-        )
-        return bench.bench(
-            student,
-            baseline,
-            random_inputs(sample_specs(job.student), job.fixed_batch or 1),
-            bundle / bench.RAW_FILE,
-            progress=advance,
-        )
+    batch = job.fixed_batch or 1
+    feed = random_inputs(sample_specs(job.student), batch)
+    models = [model_at(bundle / "engine.onnx", job.checkpoint.name, job.precision_name(device), feed)]
+    if job.teacher is not None and job.baseline is not None:
+        file = _baseline(device, bundle, job.teacher)
+        models.append(model_at(file, job.baseline.name, "fp32", feed))
+    say = partial(job.progress.found, "bench")
+    return bench.bench(*models, batch=batch, raw=bundle / bench.RAW_FILE, progress=job.progress, say=say)
 
 
-def _baseline(device: Device, bundle: Path, teacher: Student, path: Path) -> bench.Contender:
+def _baseline(device: Device, bundle: Path, teacher: Student) -> Path:
     """The dense checkpoint in FP32, beside the bundles: it is measured, not delivered."""
     model = teacher.export(scales=False).model
     surgery(model, Target(device, "float32"))
     file = bundle.parent / "baseline.onnx"
     save_onnx(model, file)
-    return bench.Contender(path.name, "fp32", file)
+    return file
 
 
 def _devices(profiles: Sequence[str]) -> dict[str, Device]:

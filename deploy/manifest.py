@@ -227,6 +227,7 @@ class Timing(Record):
     precision: str
     p50_ms: Interval
     p99_ms: Interval
+    throughput_qps: Interval | None = Field(default=None, description="Batches per second, back to back.")
 
 
 class Measurement(Record):
@@ -242,6 +243,8 @@ class Measurement(Record):
     baseline: Timing | None
     speedup: Interval | None = Field(description="Median over pairs of baseline / student latency.")
     verdict: Literal["faster", "slower", "inconclusive", "no baseline"]
+    noise_floor: float | None = Field(default=None, description="By how much equals may differ here, as a share.")
+    broken: tuple[str, ...] = Field(default=(), description="Conditions that did not hold: there is no verdict then.")
     raw: str = Field(description="The bundle's file that holds every sample.")
 
 

@@ -23,7 +23,7 @@ db_option = click.option("--db", type=PATH, default=Path("gpusq.db"), show_defau
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
-    default=8.0,
+    default=4.0,
     show_default=True,
     help="For the pairs of a batch.",
 )

@@ -54,12 +54,14 @@ class Model:
         path: the ONNX file.
         precision: as its bundle calls it; "as written" of a plain ONNX file.
         sha256: of the file.
+        feed: the inputs that it is timed with, of one batch; None for random ones.
     """
 
     name: str
     path: Path
     precision: str
     sha256: str
+    feed: Feed | None = None
 
 
 @dataclass
@@ -107,25 +109,29 @@ def read_model(path: Path) -> Model:
                 hint=f"bench a bundle of --profile cpu, or {path / 'model.onnx'} as it runs on the CPU",
             )
         files = [engine.file for engine in manifest.engines if engine.file.endswith(".onnx")]
-        return _model(path, path / (files[0] if files else MODEL_FILE), manifest.precision)
+        return model_at(path / (files[0] if files else MODEL_FILE), str(path), manifest.precision)
     if not path.is_file():
         raise GpusqError(f"{path} is neither a bundle nor an ONNX file", hint="give what `gpusq convert` wrote")
-    return _model(path, path, "as written")
+    return model_at(path, str(path), "as written")
 
 
-def _model(given: Path, file: Path, precision: str) -> Model:
-    return Model(str(given), file, precision, hash_file(file).sha256)
+def model_at(file: Path, name: str, precision: str, feed: Feed | None = None) -> Model:
+    """The model in `file`, under the name that results shall have."""
+    return Model(name, file, precision, hash_file(file).sha256, feed)
 
 
 def open_engine(model: Model, batch: int, seed: int = 0) -> CpuEngine:
-    """Open `model` with random inputs of `batch` samples.
+    """Open `model` with its inputs, or with random ones of `batch` samples.
 
     Raises:
         GpusqError: its batch is fixed and another one, or an input varies in more than the batch.
     """
     session = open_session(model.path)
-    feed = random_feed(session.get_inputs(), batch, np.random.default_rng(seed), model.name)
-    return CpuEngine(model, session, fit(session.get_inputs(), feed))
+    inputs = session.get_inputs()
+    feed = model.feed
+    if feed is None:
+        feed = random_feed(inputs, batch, np.random.default_rng(seed), model.name)
+    return CpuEngine(model, session, fit(inputs, feed))
 
 
 def fixed_batch(engine_inputs: list[Any]) -> int | None:

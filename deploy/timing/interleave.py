@@ -24,7 +24,7 @@ _DRAWN = 1000
 class Budget:
     """How long to measure: until `seconds` are over and `min_pairs` taken, and never more than `max_pairs`."""
 
-    seconds: float = 8.0
+    seconds: float = 4.0
     min_pairs: int = 200
     max_pairs: int = 5000
 

@@ -42,6 +42,7 @@ FOUND = {0.05: 0.80, 0.10: 0.95, 0.20: 0.99}
 AGREEMENT = 0.02
 OVERHEAD_US = 20.0
 ANY_CONDITIONS = False  # the option
+FIRST_SEED = 0  # the option
 _NEIGHBOUR = """
 import random, time
 while True:
@@ -95,7 +96,7 @@ def verdict(path: Path, slowdown: float, spec: BenchSpec, seed: int) -> tuple[st
 def tally(path: Path, slowdown: float, spec: BenchSpec, runs: int) -> tuple[Counter[str], Counter[str]]:
     """The verdicts of the runs whose conditions held, and of all."""
     quiet, everything = Counter[str](), Counter[str]()
-    for seed in range(runs):
+    for seed in range(FIRST_SEED, FIRST_SEED + runs):
         found, usable = verdict(path, slowdown, spec, seed)
         everything[found] += 1
         quiet[found] += usable
@@ -249,9 +250,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=Budget().seconds)
     parser.add_argument("--model", type=Path, help="an ONNX file instead of 24 products of 160 × 160 matrices")
     parser.add_argument("--any-conditions", action="store_true", help="use runs that broke a condition as well")
+    parser.add_argument("--seed", type=int, default=0, help="of the first run; the others follow")
     given = parser.parse_args()
-    global ANY_CONDITIONS
-    ANY_CONDITIONS = given.any_conditions
+    global ANY_CONDITIONS, FIRST_SEED
+    ANY_CONDITIONS, FIRST_SEED = given.any_conditions, given.seed
     spec = BenchSpec(budget=Budget(given.seconds))
     print(f"budget {spec.budget.seconds:g} s and at least {spec.budget.min_pairs} pairs, {given.runs} runs a row")
     folder = tempfile.TemporaryDirectory() if given.model is None else nullcontext("")

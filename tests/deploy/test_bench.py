@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,36 +10,46 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from deploy.bench import BenchOptions, Contender, bench, compare, summary, verdict_of
-from deploy.timing.statistics import percentile
+from deploy.bench import bench, summary
+from deploy.bench_models import BenchSpec, verdict_of
+from deploy.manifest import Measurement
+from deploy.progress import Advance, Progress
+from deploy.timing.engine import Model, model_at
+from deploy.timing.interleave import Budget
+from deploy.timing.statistics import Resampling, log_ratio, percentile
 
 Samples = npt.NDArray[np.float64]
-FEED = {"x": np.random.default_rng(0).standard_normal((1, 128, 128), np.float32)}
 MODEL = """<ir_version: 8, opset_import: ["": 17]>
 g (float[batch, 128, 128] x) => (float[batch, 128, 128] y) {{ {body} }}"""
-QUICK = BenchOptions(seconds=0.2, min_pairs=40, max_pairs=200, resamples=200)
+QUICK = BenchSpec(budget=Budget(0.2, 40, 200), resampling=Resampling(resamples=200))
 
 
-def model(folder: Path, name: str, body: str) -> Path:
+def model(folder: Path, name: str, body: str) -> Model:
     path = folder / f"{name}.onnx"
     ir.save(ir.from_onnx_text(MODEL.format(body=body)), path)
-    return path
+    return model_at(path, name, "fp32")
+
+
+def taken(folder: Path, *models: Model) -> Measurement:
+    return bench(*models, batch=1, raw=folder / "raw.csv", spec=QUICK)
 
 
 def test_tells_a_faster_model_from_a_slower_one(tmp_path: Path) -> None:
-    once = Contender("once", "fp32", model(tmp_path, "once", "y = MatMul(x, x)"))
-    thrice = Contender(
-        "thrice", "fp32", model(tmp_path, "thrice", "a = MatMul(x, x) b = MatMul(a, x) y = MatMul(b, x)")
-    )
-    faster = bench(once, thrice, FEED, tmp_path / "raw.csv", QUICK)
-    slower = bench(thrice, once, FEED, tmp_path / "raw.csv", QUICK)
-    assert (faster.verdict, slower.verdict) == ("faster", "slower")
+    once = model(tmp_path, "once", "y = MatMul(x, x)")
+    thrice = model(tmp_path, "thrice", "a = MatMul(x, x) b = MatMul(a, x) y = MatMul(b, x)")
+    faster, slower = taken(tmp_path, once, thrice), taken(tmp_path, thrice, once)
+    assert faster.speedup is not None
+    assert slower.speedup is not None
+    assert slower.speedup.high < 1 < faster.speedup.low
+    assert faster.verdict == ("inconclusive" if faster.broken else "faster")
+    assert slower.verdict == ("inconclusive" if slower.broken else "slower")
 
 
 def test_says_nothing_of_speed_without_a_baseline(tmp_path: Path) -> None:
-    one = Contender("one", "fp32", model(tmp_path, "one", "y = MatMul(x, x)"))
-    alone = bench(one, None, FEED, tmp_path / "raw.csv", QUICK)
+    one = model(tmp_path, "one", "y = MatMul(x, x)")
+    alone = taken(tmp_path, one)
     assert (alone.verdict, alone.speedup, alone.baseline) == ("no baseline", None, None)
+    assert alone.noise_floor is None
 
 
 def pairs_of_drifting_machine(seed: int, speedup: float) -> tuple[Samples, Samples]:
@@ -45,28 +58,28 @@ def pairs_of_drifting_machine(seed: int, speedup: float) -> tuple[Samples, Sampl
     drift = np.where(np.arange(200) < 100, 1.0, 2.0)
     noise = random.lognormal(0, 0.1, (2, 200)) + 5 * (random.random((2, 200)) < 0.02)
     student, baseline = 3.0 * drift * noise
-    return student, speedup * baseline
+    return speedup * baseline, student
 
 
 def test_finds_no_difference_between_equals_but_for_the_share_that_its_interval_allows() -> None:
     """Of 200 intervals of 95 % ten miss 1; more than 18 do in one experiment of a hundred."""
-    found = [compare(*pairs_of_drifting_machine(seed, 1.0), QUICK) for seed in range(200)]
-    assert sum(verdict_of(speedup) != "inconclusive" for speedup in found) <= 18
+    found = [log_ratio(*pairs_of_drifting_machine(seed, 1.0), QUICK.resampling) for seed in range(200)]
+    assert sum(verdict_of(ratio, 0.0) != "inconclusive" for ratio in found) <= 18
 
 
 def test_finds_a_tenth_of_difference_on_a_machine_that_drifts_by_half() -> None:
-    found = [compare(*pairs_of_drifting_machine(seed, 1.1), QUICK) for seed in range(50)]
-    assert [verdict_of(speedup) for speedup in found] == ["faster"] * 50
+    found = [log_ratio(*pairs_of_drifting_machine(seed, 1.1), QUICK.resampling) for seed in range(50)]
+    assert [verdict_of(ratio, 0.0) for ratio in found] == ["faster"] * 50
 
 
 def test_says_in_one_line_what_was_compared(tmp_path: Path) -> None:
-    same = Contender("same", "fp32", model(tmp_path, "same", "y = MatMul(x, x)"))
-    assert "than same (fp32)" in summary(bench(same, same, FEED, tmp_path / "raw.csv", QUICK))
+    same = model(tmp_path, "same", "y = MatMul(x, x)")
+    assert "than same (fp32)" in summary(taken(tmp_path, same, same))
 
 
 def test_keeps_every_sample(tmp_path: Path) -> None:
-    same = Contender("same", "fp32", model(tmp_path, "same", "y = MatMul(x, x)"))
-    found = bench(same, same, FEED, tmp_path / "raw.csv", QUICK)
+    same = model(tmp_path, "same", "y = MatMul(x, x)")
+    found = taken(tmp_path, same, same)
     head, *rows = (line.split(",") for line in (tmp_path / "raw.csv").read_text().splitlines())
     assert head == ["pair", "model", "latency_ms"]
     student = [float(latency) for _, name, latency in rows if name == "student"]
@@ -76,7 +89,14 @@ def test_keeps_every_sample(tmp_path: Path) -> None:
 
 def test_reports_the_share_that_is_done(tmp_path: Path) -> None:
     shares: list[float] = []
-    one = Contender("one", "fp32", model(tmp_path, "same", "y = MatMul(x, x)"))
-    bench(one, None, FEED, tmp_path / "raw.csv", QUICK, progress=shares.append)
+
+    class Kept(Progress):
+        @contextmanager
+        def working(self, label: str) -> Iterator[Advance]:
+            yield shares.append
+
+    one = model(tmp_path, "one", "y = MatMul(x, x)")
+    spec = replace(QUICK, budget=Budget(0.3, 2, 1_000_000))
+    bench(one, batch=1, raw=tmp_path / "raw.csv", spec=spec, progress=Kept())
     assert shares == sorted(shares)
     assert 0 <= shares[0] <= shares[-1] <= 1
