@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from deploy.bench_models import DEVICE, BenchSpec, measure
+from deploy.bench_models import BenchSpec, device_of, measure
 from deploy.manifest import Measurement, Timing
 from deploy.progress import Progress
 from deploy.timing.device_lock import device_lock
@@ -44,7 +44,7 @@ def bench(
     """
     spec, progress = spec or BenchSpec(), progress or Progress()
     models = {"student": student} if baseline is None else {"baseline": baseline, "student": student}
-    with device_lock(DEVICE, wait=spec.wait, say=say):
+    with device_lock(device_of([student]), wait=spec.wait, say=say):
         result, samples = measure(list(models.values()), baseline is not None, batch, spec, progress)
     latencies = {name: found["latency_ms"] for name, found in zip(models, samples, strict=True)}
     _write(raw, latencies)

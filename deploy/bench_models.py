@@ -1,43 +1,41 @@
-"""Time models side by side on this host's CPU, and keep every sample: what `gpusq bench` does.
+"""Time models side by side on this host, its CPU or its GPU, and keep every sample: what `gpusq bench` does.
 
     warm up each engine until its window's median is stable
     pilot     the first engine beside itself, two sessions    → the noise floor of this host
     pairs     every engine once a pair, in random order       → latency, compute; one request at a time
     windows   every engine without a pause, on all streams    → throughput; back to back
+    energy    every engine without a pause, where power can be read
 
 A model is called faster or slower than the baseline if the interval of the ratio lies beyond the noise floor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from deploy.environment import host, processor, versions
-from deploy.manifest import Interval
-from deploy.onnxruntime_api import cores
+from deploy.environment import gpus
 from deploy.progress import Progress
 from deploy.timing import conditions
 from deploy.timing import statistics as stats
-from deploy.timing.conditions import Conditions
 from deploy.timing.device_lock import device_lock
-from deploy.timing.engine import CpuEngine, Model, open_engine, read_model, runtime, warm_up
+from deploy.timing.energy import joules_per_call
+from deploy.timing.engine import Model, Opened, open_engine, read_model, warm_up
+from deploy.timing.gpu_conditions import conditions_of, watching
+from deploy.timing.gpu_engine import open_gpu_engine
 from deploy.timing.history import Raw, open_history
-from deploy.timing.interleave import Array, Budget, Samples, interleave, windows_of_throughput
-from deploy.timing.results import BenchResult, BenchResults, EngineResult, Figures, Speedup
+from deploy.timing.interleave import Array, Budget, interleave, windows_of_throughput
+from deploy.timing.results import BenchResult, BenchResults
+from deploy.timing.taken import CPU, Taken, result_of
 from profiles.errors import GpusqError
 
-DEVICE = "cpu"
 _WINDOWS = 10
 _PILOT = 4  # the pilot and the throughput get a quarter of the time that the pairs have
-Verdict = Literal["faster", "slower", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def bench_models(
         with open_history(history, create=True):
             pass
     results = []
-    with device_lock(DEVICE, wait=spec.wait, say=say):
+    with device_lock(device_of(contenders), wait=spec.wait, say=say):
         for batch in spec.batches:
             result, raw = measure(contenders, baseline is not None, batch, spec, progress)
             results.append(result)
@@ -110,120 +108,70 @@ def measure(
     Raises:
         GpusqError: a model cannot be run at this batch.
     """
+    on_gpu = models[0].bundle is not None
     random = np.random.default_rng(spec.seed)
-    engines = [open_engine(model, batch, spec.seed) for model in models]
-    with progress.working(f"batch {batch}: warming up"):
-        calls = [warm_up(engine) for engine in engines]
-    before = conditions.read()
-    with progress.working(f"batch {batch}: pilot, {models[0].name} beside itself"):
-        floor = noise_floor(engines[0], batch, spec, random) if has_baseline else 0.0
-    with progress.working(f"batch {batch}: one request at a time") as advance:
-        samples = interleave(engines, spec.budget, random, advance)
-    with progress.working(f"batch {batch}: back to back"):
-        streams = [[engine, *(engine.beside() for _ in range(spec.streams - 1))] for engine in engines]
-        rates = windows_of_throughput(streams, spec.budget.seconds / _PILOT, _WINDOWS, random)
-    found = conditions.between(before, conditions.read())
-    result = _result(models, has_baseline, batch, spec, calls, floor, samples, rates, found)
-    return result, raw_samples(samples, rates)
+    with contextlib.ExitStack() as open_ones:
+        engines = [open_ones.enter_context(contextlib.closing(opened(model, batch, spec.seed))) for model in models]
+        with progress.working(f"batch {batch}: warming up"):
+            calls = [warm_up(engine) for engine in engines]
+        before = conditions.read()
+        with watching(on_gpu) as readings:
+            with progress.working(f"batch {batch}: pilot, {models[0].name} beside itself"):
+                floor = noise_floor(engines[0], batch, spec, random) if has_baseline else 0.0
+            with progress.working(f"batch {batch}: one request at a time") as advance:
+                samples = interleave(engines, spec.budget, random, advance)
+            with progress.working(f"batch {batch}: back to back"):
+                rates = _throughput(engines, spec, random)
+        taken = Taken(
+            calls=calls,
+            noise_floor=floor,
+            samples=samples,
+            rates=rates,
+            joules=[joules_per_call(engine, spec.budget.seconds / _PILOT, on_gpu=on_gpu) for engine in engines],
+            cuda_graphs=[engine.cuda_graph for engine in engines],
+            conditions=conditions.between(before, conditions.read()),
+            gpu=conditions_of(readings) if on_gpu else None,
+        )
+    return result_of(models, has_baseline, batch, spec.streams, taken, spec.resampling), taken.raw()
 
 
-def raw_samples(samples: Samples, rates: Array) -> Raw:
-    """The samples of each engine by quantity, as the history keeps them."""
-    rows = zip(samples.compute_ms, samples.latency_ms, rates, strict=True)
-    return [{"compute_ms": compute, "latency_ms": latency, "throughput_qps": rate} for compute, latency, rate in rows]
+def device_of(models: Sequence[Model]) -> str:
+    """The device that all of `models` run on.
+
+    Raises:
+        GpusqError: some run on the GPU and some on the CPU.
+    """
+    kinds = {model.bundle is not None for model in models}
+    if len(kinds) > 1:
+        raise GpusqError("some of these run on the GPU and some on the CPU", hint="bench them apart")
+    return gpus()[0].name if kinds == {True} else CPU
 
 
-def noise_floor(engine: CpuEngine, batch: int, spec: BenchSpec, random: np.random.Generator) -> float:
+def opened(model: Model, batch: int, seed: int) -> Opened:
+    """The engine of `model` where it belongs, ready to be called."""
+    return open_engine(model, batch, seed) if model.bundle is None else open_gpu_engine(model, batch, seed)
+
+
+def _throughput(engines: Sequence[Opened], spec: BenchSpec, random: np.random.Generator) -> Array:
+    with contextlib.ExitStack() as open_ones:
+        streams: list[list[Opened]] = []
+        for engine in engines:
+            others = (engine.beside() for _ in range(spec.streams - 1))
+            streams.append([engine, *(open_ones.enter_context(contextlib.closing(other)) for other in others)])
+        return windows_of_throughput(streams, spec.budget.seconds / _PILOT, _WINDOWS, random)
+
+
+def noise_floor(engine: Opened, batch: int, spec: BenchSpec, random: np.random.Generator) -> float:
     """The largest share by which an engine differs from itself in another session: the far end of the interval.
 
     Two sessions of one model lie elsewhere in memory, and may so differ for as long as they live.
     """
-    twin = open_engine(engine.model, batch, spec.seed)
-    warm_up(twin)
-    budget = Budget(spec.budget.seconds / _PILOT, spec.budget.min_pairs // 2, spec.budget.max_pairs)
-    latency = interleave([engine, twin], budget, random).latency_ms
+    with contextlib.closing(opened(engine.model, batch, spec.seed)) as twin:
+        warm_up(twin)
+        budget = Budget(spec.budget.seconds / _PILOT, spec.budget.min_pairs // 2, spec.budget.max_pairs)
+        latency = interleave([engine, twin], budget, random).latency_ms
     found = stats.log_ratio(latency[0], latency[1], spec.resampling)
     return math.expm1(max(abs(found.low), abs(found.high)))
-
-
-def verdict_of(log_ratio: Interval, floor: float) -> Verdict:
-    """What the interval of log(baseline / candidate) allows to say, where equals may differ by the share `floor`."""
-    limit = math.log1p(floor)
-    if log_ratio.low > limit:
-        return "faster"
-    return "slower" if log_ratio.high < -limit else "inconclusive"
-
-
-def _result(
-    models: Sequence[Model],
-    has_baseline: bool,
-    batch: int,
-    spec: BenchSpec,
-    calls: Sequence[int],
-    floor: float,
-    samples: Samples,
-    rates: Array,
-    found: Conditions,
-) -> BenchResult:
-    engines = []
-    for index, model in enumerate(models):
-        latency, rate = samples.latency_ms[index], stats.interval(rates[index], stats.median, spec.resampling)
-        compared = has_baseline and index > 0
-        engines.append(
-            EngineResult(
-                name=model.name,
-                precision=model.precision,
-                sha256=model.sha256,
-                warm_up_calls=calls[index],
-                latency=_figures(latency, spec.resampling),
-                compute=_figures(samples.compute_ms[index], spec.resampling),
-                throughput_qps=rate,
-                samples_per_s=rate.value * batch,
-                speedup=_speedup(models[0], samples, rates, index, floor, spec, found) if compared else None,
-            )
-        )
-    return BenchResult(
-        id=uuid.uuid4().hex,
-        created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-        gpusq=versions().get("gpusq", "unknown"),
-        device=processor(),
-        runtime=runtime(),
-        threads=cores(),
-        host=host(),
-        batch=batch,
-        streams=spec.streams,
-        pairs=samples.latency_ms.shape[1],
-        noise_floor=floor,
-        conditions=found,
-        engines=tuple(engines),
-    )
-
-
-def _figures(samples: Array, how: stats.Resampling) -> Figures:
-    return Figures(
-        p50_ms=stats.interval(samples, stats.median, how),
-        p99_ms=stats.interval(samples, stats.p99, how),
-        mean_ms=float(samples.mean()),
-        min_ms=float(samples.min()),
-        max_ms=float(samples.max()),
-    )
-
-
-def _speedup(
-    baseline: Model, samples: Samples, rates: Array, index: int, floor: float, spec: BenchSpec, found: Conditions
-) -> Speedup:
-    latency = stats.log_ratio(samples.latency_ms[0], samples.latency_ms[index], spec.resampling)
-    limit = math.copysign(math.log1p(floor), latency.value)
-    verdict = "inconclusive" if found.broken else verdict_of(latency, floor)
-    helps = verdict == "inconclusive" and not found.broken and abs(latency.value) > abs(limit)
-    return Speedup(
-        baseline=baseline.name,
-        baseline_precision=baseline.precision,
-        latency=stats.exponential(latency),
-        throughput=stats.exponential(stats.log_ratio(rates[index], rates[0], spec.resampling)),
-        verdict=verdict,
-        more_pairs=stats.pairs_to_decide(latency, limit, samples.latency_ms.shape[1]) if helps else None,
-    )
 
 
 def parse_batches(text: str) -> tuple[int, ...]:

@@ -64,6 +64,20 @@ def open_engine(bundle: Path, runtime: str | None = None) -> Engine:
     Raises:
         GpusqError: there is no such engine, or hash, device or version do not fit.
     """
+    entry, path = checked_engine(bundle, runtime)
+    if entry.runtime == "onnxruntime":
+        return OnnxRuntimeEngine(path)
+    from deploy.tensorrt_engine import TensorRtEngine
+
+    return TensorRtEngine(path.read_bytes(), entry.runtime)
+
+
+def checked_engine(bundle: Path, runtime: str | None = None) -> tuple[Entry, Path]:
+    """The engine that `open_engine` loads, with its file, once everything that it asks for holds.
+
+    Raises:
+        GpusqError: as `open_engine` does.
+    """
     manifest = read_manifest(bundle)
     entries = [entry for entry in manifest.engines if runtime in (None, entry.runtime)]
     if not entries:
@@ -75,11 +89,7 @@ def open_engine(bundle: Path, runtime: str | None = None) -> Engine:
     why = why_not_its_device(entry, manifest.device_profile) or unfit(entry, manifest)
     if why:
         raise GpusqError(f"{path} is not for this host: {why}", hint=f"build it here: gpusq build {bundle}")
-    if entry.runtime == "onnxruntime":
-        return OnnxRuntimeEngine(path)
-    from deploy.tensorrt_engine import TensorRtEngine
-
-    return TensorRtEngine(path.read_bytes(), entry.runtime)
+    return entry, path
 
 
 def unfit(entry: Entry, manifest: Manifest) -> str:

@@ -10,7 +10,9 @@ and its buffers. An engine is code: `engine_host_code_allowed` stays off.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,20 @@ from profiles.errors import GpusqError
 
 _log = logging.getLogger(__name__)
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+_NS_PER_MS = 1e6
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: arrays that live on the host, with buffers for them on the device."""
+
+    inputs: Mapping[str, Array]
+    outputs: dict[str, Array]
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shapes of the inputs."""
+        return tuple((name, array.shape) for name, array in self.inputs.items())
 
 
 class TensorRtEngine:
@@ -43,6 +59,7 @@ class TensorRtEngine:
         self._buffers: dict[str, tuple[int, int]] = {}
         self._shapes: Shapes | None = None
         self._launch: Launch | None = None
+        self.cuda_graph = "not captured yet" if self._cuda.has_graphs else f"not used: {self._cuda.name} has none"
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         is_input = self._api.TensorIOMode.INPUT
         self.inputs = tuple(name for name in names if self._engine.get_tensor_mode(name) == is_input)
@@ -50,8 +67,38 @@ class TensorRtEngine:
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Answer one request; each array is cast to the engine's type."""
+        request = self.bind(inputs)
+        self._upload(request)
+        self._run(request.shapes)
+        self._download(request)
+        return request.outputs
+
+    def time(self, request: Request) -> tuple[int, int, int]:
+        """Answer a request that was bound last, and return three times in nanoseconds.
+
+        Returns:
+            compute: between two CUDA events around the launch, by the device's clock.
+            latency: from the first copy to the device to the last one back, by the host's clock.
+            enqueue: what the launch alone took on the host.
+        """
+        clock = time.perf_counter_ns
+        start = clock()
+        self._upload(request)
+        begin, before = self._cuda.record(self._stream), clock()
+        self._run(request.shapes)
+        enqueue = clock() - before
+        end = self._cuda.record(self._stream)
+        self._download(request)
+        latency = clock() - start
+        return round(self._cuda.elapsed_ms(begin, end) * _NS_PER_MS), latency, enqueue
+
+    def bind(self, inputs: Mapping[str, Array]) -> Request:
+        """Give every tensor of a request its place on the device.
+
+        Raises:
+            GpusqError: the engine takes no such shape.
+        """
         given = {name: np.ascontiguousarray(inputs[name], self._dtype(name)) for name in self.inputs}
-        shapes: Shapes = tuple((name, array.shape) for name, array in given.items())
         for name, array in given.items():
             if not self._context.set_input_shape(name, array.shape):
                 raise GpusqError(f"the engine takes no {list(array.shape)} for {name!r}", hint="build it with --shapes")
@@ -61,13 +108,16 @@ class TensorRtEngine:
         }
         for name, array in results.items():
             self._place(name, array.nbytes)
-        for name, array in given.items():
+        return Request(given, results)
+
+    def _upload(self, request: Request) -> None:
+        for name, array in request.inputs.items():
             self._cuda.upload(self._buffers[name][0], array, self._stream)
-        self._run(shapes)
-        for name, array in results.items():
+
+    def _download(self, request: Request) -> None:
+        for name, array in request.outputs.items():
             self._cuda.download(array, self._buffers[name][0], self._stream)
         self._cuda.synchronize(self._stream)
-        return results
 
     def close(self) -> None:
         """Give the device's memory back."""
@@ -102,8 +152,11 @@ class TensorRtEngine:
 
     def _captured(self) -> Launch:
         try:
-            return self._cuda.capture(self._stream, self._enqueue)
+            launch = self._cuda.capture(self._stream, self._enqueue)
+            self.cuda_graph = "captured"
+            return launch
         except GpusqError as error:
+            self.cuda_graph = f"not captured: {error.message}"
             _log.warning("no CUDA graph of this engine: %s", error.message)
             return self._enqueue
 

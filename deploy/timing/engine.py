@@ -1,6 +1,6 @@
-"""An engine that is timed: onnxruntime on the CPU, with inputs bound once for each call.
+"""What is timed, and onnxruntime's engines on the CPU, with inputs bound once for each call.
 
-One call tells three times by one clock (`perf_counter_ns`):
+One call tells its times by one clock (`perf_counter_ns`):
 
     start ── bind inputs ── bound ── run ── done ── fetch outputs ── end
     compute = done − bound          latency = end − start
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +23,13 @@ import numpy.typing as npt
 
 from calibration.feed import fit
 from deploy.bundle import hash_file
+from deploy.engine import checked_engine
 from deploy.manifest import MODEL_FILE, is_bundle, read_manifest
 from deploy.onnxruntime_api import open_session, runtime_version
 from profiles.errors import GpusqError
 
 Feed = Mapping[str, npt.NDArray[Any]]
+Times = tuple[int, int, int]  # compute, latency and enqueue, in nanoseconds
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 _INTEGERS = {
     "tensor(int64)": np.int64,
@@ -39,10 +41,28 @@ _INTEGERS = {
 
 
 class Timed(Protocol):
-    """What can be timed: a call returns (compute, latency) in nanoseconds."""
+    """What can be timed."""
 
-    def call(self) -> tuple[int, int]:
-        """Answer one request."""
+    def call(self) -> Times:
+        """Answer one request, and return compute, latency and enqueue time; 0 where a call computes by itself."""
+
+
+class Opened(Timed, Protocol):
+    """A model that was opened to be timed."""
+
+    @property
+    def model(self) -> Model:
+        """What was opened."""
+
+    @property
+    def cuda_graph(self) -> str:
+        """Whether calls launch a CUDA graph; if not, why."""
+
+    def beside(self) -> Opened:
+        """The same engine for another thread."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,8 @@ class Model:
         precision: as its bundle calls it; "as written" of a plain ONNX file.
         sha256: of the file.
         feed: the inputs that it is timed with, of one batch; None for random ones.
+        runtime: what runs it, with its version.
+        bundle: whose engine runs on the GPU; None where onnxruntime runs the file on the CPU.
     """
 
     name: str
@@ -62,6 +84,8 @@ class Model:
     precision: str
     sha256: str
     feed: Feed | None = None
+    runtime: str = field(default_factory=lambda: f"onnxruntime {runtime_version()}, CPU")
+    bundle: Path | None = None
 
 
 @dataclass
@@ -78,8 +102,13 @@ class CpuEngine:
         for output in self.session.get_outputs():
             self._binding.bind_output(output.name)
 
-    def call(self) -> tuple[int, int]:
-        """Answer one request; return the compute time and the latency in nanoseconds."""
+    @property
+    def cuda_graph(self) -> str:
+        """A CPU has none."""
+        return "not used: the runtime has none"
+
+    def call(self) -> Times:
+        """Answer one request; there is no enqueue time."""
         binding, clock = self._binding, time.perf_counter_ns
         start = clock()
         for name, array in self.feed.items():
@@ -88,31 +117,42 @@ class CpuEngine:
         self.session.run_with_iobinding(binding)
         done = clock()
         binding.copy_outputs_to_cpu()
-        return done - bound, clock() - start
+        return done - bound, clock() - start, 0
 
     def beside(self) -> CpuEngine:
         """The same engine for another thread: the session is shared, the binding is not."""
         return CpuEngine(self.model, self.session, self.feed)
 
+    def close(self) -> None:
+        """The session goes with its last reference."""
+
 
 def read_model(path: Path) -> Model:
-    """The model at `path`: an ONNX file, or a bundle, of which onnxruntime runs `engine.onnx` or `model.onnx`.
+    """The model at `path`: an ONNX file, or a bundle with its engine.
 
     Raises:
-        GpusqError: nothing is there, a folder that is no bundle, or a bundle for a GPU.
+        GpusqError: nothing is there, a folder that is no bundle, or a bundle whose engine is not for this host.
     """
     if path.is_dir() and is_bundle(path):
-        manifest = read_manifest(path)
-        if manifest.device_profile.runtime != "onnxruntime":
-            raise GpusqError(
-                f"{path} was made for {manifest.device_profile.title}, and bench times the CPU of this host",
-                hint=f"bench a bundle of --profile cpu, or {path / 'model.onnx'} as it runs on the CPU",
-            )
-        files = [engine.file for engine in manifest.engines if engine.file.endswith(".onnx")]
-        return model_at(path / (files[0] if files else MODEL_FILE), str(path), manifest.precision)
+        return _of_bundle(path)
     if not path.is_file():
         raise GpusqError(f"{path} is neither a bundle nor an ONNX file", hint="give what `gpusq convert` wrote")
     return model_at(path, str(path), "as written")
+
+
+def _of_bundle(path: Path) -> Model:
+    manifest = read_manifest(path)
+    if manifest.device_profile.runtime == "onnxruntime":
+        files = [engine.file for engine in manifest.engines if engine.file.endswith(".onnx")]
+        return model_at(path / (files[0] if files else MODEL_FILE), str(path), manifest.precision)
+    try:
+        engine, file = checked_engine(path)
+    except GpusqError as error:
+        raise GpusqError(
+            error.message, hint=f"{error.hint}; or bench {path / MODEL_FILE}, as it runs on the CPU"
+        ) from None
+    runtime = f"{engine.runtime} {engine.runtime_version}"
+    return replace(model_at(file, str(path), manifest.precision), bundle=path, runtime=runtime)
 
 
 def model_at(file: Path, name: str, precision: str, feed: Feed | None = None) -> Model:
@@ -175,11 +215,6 @@ def _random(spec: Any, shape: tuple[int, ...], random: np.random.Generator, name
     if spec.type in _INTEGERS:
         return np.ones(shape, _INTEGERS[spec.type])
     raise GpusqError(f"input {spec.name!r} of {name} is a {spec.type}", hint="bench takes numbers and truths")
-
-
-def runtime() -> str:
-    """What runs the engines."""
-    return f"onnxruntime {runtime_version()}, CPU"
 
 
 def warm_up(engine: Timed, *, window: int = 20, limit: int = 50, tolerance: float = 0.02) -> int:

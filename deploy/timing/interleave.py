@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.progress import Advance
-from deploy.timing.engine import Timed
+from deploy.timing.engine import Timed, Times
 
 Array = npt.NDArray[np.float64]
 _NS_PER_MS = 1e6
@@ -35,20 +35,21 @@ class Samples:
 
     compute_ms: Array
     latency_ms: Array
+    enqueue_ms: Array
 
 
 def interleave(
     engines: Sequence[Timed], budget: Budget, random: np.random.Generator, progress: Advance = lambda share: None
 ) -> Samples:
     """Call `engines` one request at a time, pair by pair, the order within each drawn anew."""
-    pairs: list[list[tuple[int, int]]] = []
+    pairs: list[list[Times]] = []
     start = told = time.perf_counter()
     for order in _orders(len(engines), budget.max_pairs, random):
         now = time.perf_counter()
         spent = (now - start) / budget.seconds
         if spent >= 1 and len(pairs) >= budget.min_pairs:
             break
-        pair = [(0, 0)] * len(engines)
+        pair: list[Times] = [(0, 0, 0)] * len(engines)
         for index in order:
             pair[index] = engines[index].call()
         pairs.append(pair)
@@ -56,7 +57,7 @@ def interleave(
             progress(min(1.0, max(spent, len(pairs) / budget.max_pairs)))
             told = now
     found = np.asarray(pairs, np.float64).transpose(2, 1, 0) / _NS_PER_MS
-    return Samples(compute_ms=found[0], latency_ms=found[1])
+    return Samples(compute_ms=found[0], latency_ms=found[1], enqueue_ms=found[2])
 
 
 def _orders(engines: int, pairs: int, random: np.random.Generator) -> Iterator[list[int]]:

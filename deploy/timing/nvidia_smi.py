@@ -13,7 +13,6 @@ from profiles.errors import GpusqError
 
 # `clocks_event_reasons.active` is its newer name; drivers that have that one still take this one.
 FIELDS = ("clocks_throttle_reasons.active", "clocks.sm", "clocks.max.sm", "power.draw", "temperature.gpu")
-QUERY = ("nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
 # nvmlClocksThrottleReasons (NVML API reference); an idle GPU and clocks that a user has set are no throttling.
 _REASONS = {
     0x004: "the power limit",
@@ -44,7 +43,7 @@ class GpuState:
 
 
 def parse_states(text: str) -> tuple[GpuState, ...]:
-    """The GPUs in what `QUERY` printed, by PCI bus.
+    """The GPUs in what `nvidia-smi --query-gpu=FIELDS --format=csv,noheader,nounits` printed, by PCI bus.
 
     Raises:
         GpusqError: a line is not understood.

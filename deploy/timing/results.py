@@ -10,6 +10,7 @@ from pydantic import Field
 from deploy.manifest import Interval
 from deploy.text_table import text_table
 from deploy.timing.conditions import Conditions
+from deploy.timing.gpu_conditions import GpuConditions
 from profiles.record import Record
 
 SCHEMA = 1
@@ -50,6 +51,7 @@ class EngineResult(Record):
     throughput_qps: Interval = Field(description="Queries (batches) per second, back to back on all streams.")
     samples_per_s: float = Field(description="Throughput times the batch.")
     cuda_graph: str = Field(default="not used: the runtime has none")
+    energy_j: float | None = Field(default=None, description="Joules of the device a query; None where not told.")
     speedup: Speedup | None
 
 
@@ -70,6 +72,7 @@ class BenchResult(Record):
     pairs: int
     noise_floor: float = Field(description="The largest difference that equal engines may show here, as a share.")
     conditions: Conditions
+    gpu: GpuConditions | None = Field(default=None, description="None on a CPU.")
     engines: tuple[EngineResult, ...]
 
     @property

@@ -30,11 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from deploy.bench_models import BenchSpec, noise_floor, verdict_of
+from deploy.bench_models import BenchSpec, noise_floor
 from deploy.timing import conditions
 from deploy.timing import statistics as stats
-from deploy.timing.engine import CpuEngine, Timed, open_engine, read_model, warm_up
+from deploy.timing.engine import CpuEngine, Timed, Times, open_engine, read_model, warm_up
 from deploy.timing.interleave import Budget, interleave
+from deploy.timing.taken import verdict_of
 from tests.deploy.timing.small_models import save_model
 
 FALSE_ALARMS = 0.05
@@ -60,21 +61,21 @@ class Slowed:
     engine: Timed
     extra_ns: int
 
-    def call(self) -> tuple[int, int]:
+    def call(self) -> Times:
         """Answer one request, and spin."""
-        compute, latency = self.engine.call()
+        compute, latency, enqueue = self.engine.call()
         start = time.perf_counter_ns()
         while time.perf_counter_ns() - start < self.extra_ns:
             pass
-        return compute + self.extra_ns, latency + time.perf_counter_ns() - start
+        return compute + self.extra_ns, latency + time.perf_counter_ns() - start, enqueue
 
 
 class Nothing:
     """An engine that answers at once."""
 
-    def call(self) -> tuple[int, int]:
+    def call(self) -> Times:
         """Answer nothing."""
-        return 1, 1
+        return 1, 1, 0
 
 
 def verdict(path: Path, slowdown: float, spec: BenchSpec, seed: int) -> tuple[str, bool]:

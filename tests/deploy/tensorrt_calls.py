@@ -45,7 +45,7 @@ AHEAD_OF_TIME = (
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
 )
-PROGRAMS = ("nvidia-smi", "nvpmodel", "nvcc", "trtexec")
+PROGRAMS = ("nvidia-smi", "nvpmodel", "nvcc", "tegrastats", "trtexec")
 
 
 @dataclass(frozen=True, order=True)
@@ -128,7 +128,7 @@ def pycuda_names() -> list[str]:
 def programs() -> list[str]:
     """The programs of NVIDIA's that are started, with the words that are always given."""
     found = set()
-    for path in sorted((ROOT / "deploy").glob("*.py")):
+    for path in sorted((ROOT / "deploy").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.List) and node.elts and isinstance(node.elts[0], ast.Constant):
                 words = [str(word.value) for word in node.elts if isinstance(word, ast.Constant)]

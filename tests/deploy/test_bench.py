@@ -11,12 +11,13 @@ import onnx_ir as ir
 import pytest
 
 from deploy.bench import bench, summary
-from deploy.bench_models import BenchSpec, verdict_of
+from deploy.bench_models import BenchSpec
 from deploy.manifest import Measurement
 from deploy.progress import Advance, Progress
 from deploy.timing.engine import Model, model_at
 from deploy.timing.interleave import Budget
 from deploy.timing.statistics import Resampling, log_ratio, percentile
+from deploy.timing.taken import verdict_of
 
 Samples = npt.NDArray[np.float64]
 MODEL = """<ir_version: 8, opset_import: ["": 17]>

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.bench_models import verdict_of
 from deploy.manifest import Interval
 from deploy.timing.statistics import Resampling, draws, exponential, holm, log_ratio, pairs_to_decide, percentile
+from deploy.timing.taken import verdict_of
 
 Samples = npt.NDArray[np.float64]
 QUICK = Resampling(resamples=400)
