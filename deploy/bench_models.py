@@ -30,6 +30,7 @@ from deploy.timing.gpu_conditions import conditions_of, watching
 from deploy.timing.gpu_engine import open_gpu_engine
 from deploy.timing.history import Raw, open_history
 from deploy.timing.interleave import Array, Budget, interleave, windows_of_throughput
+from deploy.timing.layer_times import layer_times
 from deploy.timing.results import BenchResult, BenchResults
 from deploy.timing.taken import CPU, Taken, result_of
 from profiles.errors import GpusqError
@@ -49,6 +50,7 @@ class BenchSpec:
         seed: of the inputs, the order and the bootstrap.
         resampling: how intervals are made.
         wait: whether to wait for another bench on the same device.
+        layers: whether to time each kernel as well, in calls of their own.
     """
 
     batches: tuple[int, ...] = (1,)
@@ -57,6 +59,7 @@ class BenchSpec:
     seed: int = 0
     resampling: stats.Resampling = field(default_factory=stats.Resampling)
     wait: bool = True
+    layers: bool = False
 
 
 def bench_models(
@@ -128,6 +131,7 @@ def measure(
             samples=samples,
             rates=rates,
             joules=[joules_per_call(engine, spec.budget.seconds / _PILOT, on_gpu=on_gpu) for engine in engines],
+            layers=[layer_times(engine) if spec.layers else () for engine in engines],
             cuda_graphs=[engine.cuda_graph for engine in engines],
             conditions=conditions.between(before, conditions.read()),
             gpu=conditions_of(readings) if on_gpu else None,

@@ -51,12 +51,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def open_session(model: Path, *, optimized_path: Path | None = None, optimize: bool = True) -> Any:
+def open_session(
+    model: Path, *, optimized_path: Path | None = None, optimize: bool = True, profile: Path | None = None
+) -> Any:
     """Return an onnxruntime.InferenceSession for `model` on the CPU.
 
     Args:
         model: an ONNX file.
         optimized_path: where to write the optimized model; None writes none.
+        profile: how the name of the file begins that the session writes at the end, with the time of each node.
         optimize: let onnxruntime fuse and move operators; without it each node is computed as it is written.
 
     Raises:
@@ -71,6 +74,9 @@ def open_session(model: Path, *, optimized_path: Path | None = None, optimize: b
     options.add_session_config_entry(*_STOP_SPINNING)
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     try:

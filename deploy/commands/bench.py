@@ -28,6 +28,7 @@ db_option = click.option("--db", type=PATH, default=Path("gpusq.db"), show_defau
     help="For the pairs of a batch.",
 )
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for another bench on this device.")
+@click.option("--layers", is_flag=True, help="Time each kernel too, with the modules that it computes.")
 @db_option
 @json_option
 def bench(
@@ -37,17 +38,18 @@ def bench(
     streams: int,
     seconds: float,
     wait: bool,
+    layers: bool,
     db: Path,
     as_json: bool,
 ) -> None:
-    """Time bundles or ONNX models on this host's CPU, beside a baseline, and keep every sample in the history."""
+    """Time bundles or ONNX models on this host beside a baseline, and keep every sample in the history."""
     from deploy.bench_models import BenchSpec, bench_models, parse_batches
     from deploy.timing.interleave import Budget
 
     found = bench_models(
         models,
         baseline,
-        BenchSpec(batches=parse_batches(batch), streams=streams, budget=Budget(seconds), wait=wait),
+        BenchSpec(batches=parse_batches(batch), streams=streams, budget=Budget(seconds), wait=wait, layers=layers),
         history=db,
         progress=progress(),
         say=lambda text: click.echo(text, err=True),

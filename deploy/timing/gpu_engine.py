@@ -48,10 +48,10 @@ class GpuEngine:
     model: Model
     engine: TensorRtEngine
     feed: Feed
-    _request: Request = field(init=False)
+    request: Request = field(init=False)
 
     def __post_init__(self) -> None:
-        self._request = self.engine.bind(self.feed)
+        self.request = self.engine.bind(self.feed)
 
     @property
     def cuda_graph(self) -> str:
@@ -60,7 +60,7 @@ class GpuEngine:
 
     def call(self) -> Times:
         """Answer one request."""
-        return self.engine.time(self._request)
+        return self.engine.time(self.request)
 
     def beside(self) -> GpuEngine:
         """The same engine for another thread, loaded once more: with its own weights, context and stream."""

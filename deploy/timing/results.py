@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -14,6 +15,8 @@ from deploy.timing.gpu_conditions import GpuConditions
 from profiles.record import Record
 
 SCHEMA = 1
+_SHOWN = 15
+_LAYER_HEADING = ("module", "kernels", "time", "share")
 _HEADING = ("model", "batch", "latency p50", "p99", "compute p50", "queries/s", "than the baseline")
 
 
@@ -38,6 +41,15 @@ class Speedup(Record):
     more_pairs: int | None = Field(description="Pairs that would still decide, if the ratio stays; None where none do.")
 
 
+class LayerTime(Record):
+    """One kernel of an engine."""
+
+    name: str
+    modules: tuple[str, ...] = Field(description="The modules whose operators it computes, where they are known.")
+    ms: float = Field(description="The median of calls that were profiled, apart from those that were timed.")
+    share: float = Field(description="Of the sum over all kernels.")
+
+
 class EngineResult(Record):
     """One engine at one batch size."""
 
@@ -52,6 +64,7 @@ class EngineResult(Record):
     samples_per_s: float = Field(description="Throughput times the batch.")
     cuda_graph: str = Field(default="not used: the runtime has none")
     energy_j: float | None = Field(default=None, description="Joules of the device a query; None where not told.")
+    layers: tuple[LayerTime, ...] = Field(default=(), description="The slowest first; empty where not asked for.")
     speedup: Speedup | None
 
 
@@ -89,6 +102,7 @@ class BenchResult(Record):
                 "",
                 text_table([_HEADING, *(_row(engine, self.batch) for engine in self.engines)]),
                 *self._marks(),
+                *(line for engine in self.engines for line in _layers(engine)),
             ]
         )
 
@@ -109,6 +123,25 @@ class BenchResults(Record):
     def to_text(self) -> str:
         """The results for the terminal."""
         return "\n\n".join(result.to_text() for result in self.results)
+
+
+def _layers(engine: EngineResult) -> Iterator[str]:
+    """The slowest modules, and what the others come to."""
+    if not engine.layers:
+        return
+    modules = defaultdict[str, list[LayerTime]](list)
+    for layer in engine.layers:
+        modules[", ".join(layer.modules) or layer.name].append(layer)
+    ranked = sorted(modules.items(), key=lambda item: -sum(layer.ms for layer in item[1]))
+    rows = [_module_row(name, layers) for name, layers in ranked[:_SHOWN]]
+    if rest := ranked[_SHOWN:]:
+        rows.append(_module_row(f"{len(rest)} others", [layer for _, layers in rest for layer in layers]))
+    yield from ("", f"{engine.name}, profiled apart:", text_table([_LAYER_HEADING, *rows]))
+
+
+def _module_row(name: str, layers: Sequence[LayerTime]) -> tuple[str, ...]:
+    ms, share = sum(layer.ms for layer in layers), sum(layer.share for layer in layers)
+    return (name, str(len(layers)), f"{ms:.4g} ms", f"{share:.1%}")
 
 
 def _undecided(more: int | None) -> str:

@@ -18,7 +18,7 @@ from deploy.timing.engine import Model
 from deploy.timing.gpu_conditions import GpuConditions
 from deploy.timing.history import Raw
 from deploy.timing.interleave import Array, Samples
-from deploy.timing.results import BenchResult, EngineResult, Figures, Speedup
+from deploy.timing.results import BenchResult, EngineResult, Figures, LayerTime, Speedup
 
 CPU = "cpu"
 Verdict = Literal["faster", "slower", "inconclusive"]
@@ -34,6 +34,7 @@ class Taken:
         samples: of the pairs.
         rates: queries per second of each window, [engines, windows].
         joules: a query takes; None where it is not told.
+        layers: the time of each kernel of each; empty where not asked for.
         cuda_graphs: whether launches were graphs, in words.
         conditions: of the host.
         gpu: of the GPU; None on a CPU.
@@ -44,6 +45,7 @@ class Taken:
     samples: Samples
     rates: Array
     joules: Sequence[float | None]
+    layers: Sequence[tuple[LayerTime, ...]]
     cuda_graphs: Sequence[str]
     conditions: Conditions
     gpu: GpuConditions | None
@@ -120,6 +122,7 @@ def _engine(model: Model, index: int, batch: int, taken: Taken, how: stats.Resam
         samples_per_s=rate.value * batch,
         cuda_graph=taken.cuda_graphs[index],
         energy_j=taken.joules[index],
+        layers=taken.layers[index],
         speedup=None,
     )
 

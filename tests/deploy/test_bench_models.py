@@ -56,6 +56,16 @@ def test_measures_every_batch_and_stream(tmp_path: Path) -> None:
     assert found[1].engines[0].samples_per_s == pytest.approx(4 * found[1].engines[0].throughput_qps.value)
 
 
+def test_tells_where_the_time_goes(bundles: dict[str, Path]) -> None:
+    (found,) = bench_models([bundles["cpu"]], spec=replace(QUICK, layers=True)).results
+    layers = found.engines[0].layers
+    assert sum(layer.share for layer in layers) == pytest.approx(1)
+    assert [layer.ms for layer in layers] == sorted((layer.ms for layer in layers), reverse=True)
+    qkv = [layer for layer in layers if layer.modules == ("blocks.0.attn.qkv",)]
+    assert any(layer.name.startswith("MatMulIntegerToFloat") for layer in qkv)
+    assert "blocks.0.attn.qkv" in found.to_text()
+
+
 def test_back_to_back_counts_all_streams(tmp_path: Path) -> None:
     engine = open_engine(read_model(save_model(tmp_path / "model.onnx", 1)), 1)
     assert back_to_back([engine, engine.beside()], 0.02) > 0

@@ -11,7 +11,7 @@ import pytest
 from deploy import bench_models, environment, tensorrt_engine
 from deploy.bench_models import BenchSpec, device_of, measure
 from deploy.progress import Progress
-from deploy.timing import gpu_engine, taken
+from deploy.timing import gpu_engine, layer_times, taken
 from deploy.timing.engine import Model, model_at, read_model
 from deploy.timing.gpu_engine import open_gpu_engine
 from deploy.timing.interleave import Budget
@@ -70,6 +70,30 @@ def test_bench_on_a_gpu_tells_enqueue_time_graphs_and_device(tmp_path: Path, hel
     assert set(raw[0]) == {"compute_ms", "latency_ms", "enqueue_ms", "throughput_qps"}
     assert len(held) == 2 + 1 + 2  # the two, the pilot's twin, a second stream of each
     assert all(cuda.held == {} for cuda in held)
+
+
+def test_layers_are_told_by_the_profiler_of_tensorrt(
+    tmp_path: Path, held: list[HostCuda], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = doubling_api()
+    api.IProfiler = type("IProfiler", (), {})
+    monkeypatch.setattr(tensorrt_engine, "import_api", lambda runtime: api)
+    engine = open_gpu_engine(on_gpu(tmp_path, "a"), 2)
+    context = engine.engine._context
+    run = context.execute_async_v3
+
+    def profiled(stream: int) -> bool:
+        for name, ms in (("fc1", 1.0), ("fc2", 3.0)):
+            context.profiler.report_layer_time(name, ms)
+        return bool(run(stream))
+
+    context.execute_async_v3 = profiled
+    monkeypatch.setattr(layer_times, "_modules_of_plan", lambda engine: {"fc2": ("blocks.0.fc2",)})
+    slow, fast = layer_times.layer_times(engine, 5)
+    assert (slow.name, slow.modules, slow.ms, slow.share) == ("fc2", ("blocks.0.fc2",), 3.0, 0.75)
+    assert (fast.name, fast.modules) == ("fc1", ())
+    assert context.profiler is None
+    assert len(held) == 1
 
 
 def test_cpu_and_gpu_are_not_timed_in_one_run(tmp_path: Path) -> None:
