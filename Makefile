@@ -33,6 +33,6 @@ $(VENV)/demo.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev.installed: $(VENV)/demo.installed tests/without-dependencies.txt
-	$(INSTALL) '.[export,cpu,rtx,timm,torchvision,hf,ultralytics,torchao,brevitas,sign,sbom,dev]'
+	$(INSTALL) '.[export,cpu,rtx,timm,torchvision,hf,ultralytics,torchao,brevitas,sign,sbom,parquet,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/without-dependencies.txt
 	touch $@

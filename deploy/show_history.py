@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from deploy.text_table import text_table
-from deploy.timing.history import open_history
+from deploy.timing.history import Array, History, open_history
 from deploy.timing.results import BenchResult, EngineResult
+from profiles.errors import GpusqError
 from profiles.record import Record
 
 SCHEMA = 1
+COLUMNS = ("run", "model", "batch", "quantity", "number", "value")
 _HEADING = ("measured at (UTC)", "model", "batch", "latency p50", "p99", "queries/s", "than the baseline", "mark")
 QUANTITIES = ("latency_ms", "compute_ms", "throughput_qps")
 _SHORT = 19  # of an ISO time: down to the second
@@ -29,6 +32,16 @@ class ShownHistory(Record):
     def to_text(self) -> str:
         """One line for each engine of each result."""
         return text_table([_HEADING, *(_row(result, e) for result in self.results for e in result.engines)])
+
+
+class Series(NamedTuple):
+    """The samples of one quantity of one engine, [samples], in the order in which they were taken."""
+
+    run: str
+    model: str
+    batch: int
+    quantity: str
+    values: Array
 
 
 def show_history(path: Path, model: str | None = None, last: int | None = None) -> ShownHistory:
@@ -47,20 +60,54 @@ def show_history(path: Path, model: str | None = None, last: int | None = None) 
 
 
 def write_samples(shown: ShownHistory, history: Path, path: Path) -> None:
-    """Write every sample of the results shown to a CSV file: run, model, batch, quantity, number, value.
+    """Write every sample of the results shown: run, model, batch, quantity, number, value.
+
+    Args:
+        shown: the results.
+        history: the SQLite file that holds them.
+        path: a Parquet file if it ends with .parquet, else a CSV file.
 
     Raises:
-        GpusqError: the history cannot be used.
+        GpusqError: the history cannot be used, or Parquet is asked for without pyarrow.
     """
-    with open_history(history) as open_one, path.open("w", newline="", encoding="utf-8") as file:
+    with open_history(history) as open_one:
+        write = _write_parquet if path.suffix == ".parquet" else _write_csv
+        write(path, _series(shown, open_one))
+
+
+def _series(shown: ShownHistory, history: History) -> Iterator[Series]:
+    for result in shown.results:
+        for position, engine in enumerate(result.engines):
+            for quantity in (*QUANTITIES, *(("enqueue_ms",) if engine.enqueue else ())):
+                values = history.samples(result.id, position, quantity)
+                yield Series(result.id, engine.name, result.batch, quantity, values)
+
+
+def _write_csv(path: Path, series: Iterable[Series]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", "model", "batch", "quantity", "number", "value"])
-        for result in shown.results:
-            for position, engine in enumerate(result.engines):
-                for quantity in QUANTITIES:
-                    samples = open_one.samples(result.id, position, quantity)
-                    head = (result.id, engine.name, result.batch, quantity)
-                    writer.writerows([*head, number, repr(value)] for number, value in enumerate(samples.tolist()))
+        writer.writerow(COLUMNS)
+        for one in series:
+            head = (one.run, one.model, one.batch, one.quantity)
+            writer.writerows([*head, number, repr(value)] for number, value in enumerate(one.values.tolist()))
+
+
+def _write_parquet(path: Path, series: Iterable[Series]) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise GpusqError(
+            "writing Parquet needs pyarrow", hint="pip install 'gpusq[parquet]', or write a .csv"
+        ) from None
+    text, whole = pyarrow.string(), pyarrow.int64()
+    types = (text, text, whole, text, whole, pyarrow.float64())
+    schema = pyarrow.schema(list(zip(COLUMNS, types, strict=True)))
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for one in series:
+            count = len(one.values)
+            head = [[value] * count for value in (one.run, one.model, one.batch, one.quantity)]
+            writer.write_table(pyarrow.table([*head, range(count), one.values], schema=schema))
 
 
 def write_plot(shown: ShownHistory, path: Path) -> None:

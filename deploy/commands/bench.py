@@ -61,7 +61,7 @@ def bench(
 @click.argument("model", required=False)
 @click.option("--last", type=click.IntRange(1), help="Only so many of the newest results.")
 @click.option("--plot", type=PATH, help="Write the latencies over time to this SVG file.")
-@click.option("--samples", type=PATH, help="Write every sample to this CSV file.")
+@click.option("--samples", type=PATH, help="Write every sample to this CSV or .parquet file.")
 @db_option
 @json_option
 def history(

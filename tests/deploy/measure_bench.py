@@ -202,7 +202,7 @@ def onnxruntimes_own(path: Path, calls: int = 300) -> tuple[float, float]:
 
 def pyperfs(path: Path) -> float:
     """The median of pyperf's values for `session.run` on the same inputs, in ms, in one process of its own."""
-    import pyperf  # type: ignore[import-not-found]
+    import pyperf  # type: ignore[import-untyped]
 
     del pyperf
     with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
@@ -132,6 +133,11 @@ def test_bench_and_history_on_the_command_line(tmp_path: Path) -> None:
     rows = (tmp_path / "samples.csv").read_text(encoding="utf-8").splitlines()
     assert rows[0] == "run,model,batch,quantity,number,value"
     assert len(rows) == 1 + 2 * result["pairs"] + 10
+    parquet = tmp_path / "samples.parquet"
+    assert run(main, ["history", "--db", db, "--samples", str(parquet)]).exit_code == 0
+    table = pyarrow.parquet.read_table(parquet)
+    assert ",".join(table.column_names) == rows[0]
+    assert [str(value) for value in table.to_pylist()[-1].values()] == rows[-1].split(",")
     assert "model.onnx" in listed.stdout
     assert plot.read_text(encoding="utf-8").startswith("<svg")
     assert run(main, ["history", str(model), "--db", db, "--json"]).exit_code == 0
