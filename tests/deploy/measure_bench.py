@@ -125,7 +125,7 @@ def aa(path: Path, spec: BenchSpec, runs: int) -> bool:
 
 
 def neighbour(path: Path, spec: BenchSpec, runs: int) -> bool:
-    """Equals beside a load that comes and goes on one core: as bench tells it, and what it would tell without looking."""
+    """Equals beside a load that comes and goes on one core: as bench tells it, and what it would tell unlooked."""
     with burning():
         quiet, everything = tally(path, 0.0, spec, runs)
     as_told = quiet + Counter({"inconclusive": everything.total() - quiet.total()})
