@@ -70,7 +70,8 @@ def compile_ahead(
         source=f"TensorRT-RTX {built.runtime_version}, ahead of time",
         target=target.compute_capability,
         sized=sized,
-        sizes=_sizes(graph, batch.usual, usual or {}) | {given.name: given.usual for given in options.shapes},
+        sizes=_sizes(graph, batch.usual, usual or {}) | {given.name: given.usual for given in options.profiles[0]},
+        lacks=target.lacks,
     )
     return Compiled(built, plan)
 

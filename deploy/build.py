@@ -20,6 +20,7 @@ from deploy import onnxruntime_api, tensorrt_api
 from deploy.ahead_of_time import compile_ahead
 from deploy.build_options import BuildOptions, option_name
 from deploy.device_engine import BuildJob, Via, build_here, told
+from deploy.gates import not_judged
 from deploy.manifest import MODEL_FILE, Engine, Missing, Plan
 from profiles.device import AheadOfTime, Device
 from profiles.errors import GpusqError
@@ -85,7 +86,7 @@ def plan_summary(found: Plan) -> str:
     return (
         f"{len(found.kernels)} kernels{per_block}; "
         f"{found.linear_gemms_int8} of {found.linear_gemms} linear GEMMs INT8; "
-        f"{fused} of {len(found.attentions)} attentions fused"
+        f"{fused} of {len(found.attentions)} attentions fused" + "".join(f"; {left}" for left in not_judged(found))
     )
 
 

@@ -107,7 +107,8 @@ def build_model(
     graph = read_graph(model)
     check_rules(graph, device)
     with staged_files(out / FILE_NAME) as file:
-        name = (str(model), "--profile", profile, "--out", str(out))
+        gates = [word for each in required for word in ("--require", str(each))]
+        name = (str(model), "--profile", profile, "--out", str(out), *gates)
         how = CachedBuild(model.name, device, options, cache or Cache(None), progress, via)
         built = how.everything(file.parent, name=name, model=model)
         found = missed_requirements(

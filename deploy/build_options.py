@@ -2,6 +2,8 @@
 
     --shapes x:1x3x224x224:8x3x224x224:32x3x224x224     the smallest, usual and largest shape of the input x
     --shapes x:8x3x224x224                              just this one
+    --shapes x:1x3x224x224 --shapes x:8x3x224x224       two optimization profiles: an input that is named again begins
+                                                        the next one
 
 `builder_config` sets them on TensorRT's own builder, `trtexec` writes them as flags.
 """
@@ -42,6 +44,12 @@ class InputRange:
         """Whether it is just one shape."""
         return self.smallest == self.largest
 
+    def takes(self, shape: Shape) -> bool:
+        """Whether `shape` lies between the smallest and the largest."""
+        return len(shape) == len(self.smallest) and all(
+            low <= length <= high for low, length, high in zip(self.smallest, shape, self.largest, strict=True)
+        )
+
     def __str__(self) -> str:
         """As `--shapes` takes it."""
         shapes = (self.usual,) if self.fixed else (self.smallest, self.usual, self.largest)
@@ -53,7 +61,8 @@ class BuildOptions:
     """The options of one build. What is None is left to TensorRT.
 
     Attributes:
-        shapes: of the inputs; an input without an entry has the batches 1, 8 and 32.
+        shapes: of the inputs, one optimization profile after the other, each with the same inputs; an input without an
+            entry has the batches 1, 8 and 32.
         sparse: let the builder take sparse kernels for weights that are 2:4.
         optimization_level: 0 to 5: how much time the builder spends on finding faster kernels.
         workspace_mib: the most memory that a kernel may use for intermediate results.
@@ -82,9 +91,22 @@ class BuildOptions:
         """Check what can be checked without a builder; raises GpusqError."""
         if self.gpu_fallback and self.dla_core is None:
             raise GpusqError("falling back to the GPU is for engines of the DLA", hint="add --dla 0")
-        names = [given.name for given in self.shapes]
-        if len(names) != len(set(names)):
-            raise GpusqError("the shapes of an input are given twice", hint="give --shapes once for each input")
+        first, *others = [sorted(given.name for given in profile) for profile in self.profiles]
+        if any(names != first for names in others):
+            raise GpusqError(
+                f"the optimization profiles have not the same inputs: {'; '.join(map(', '.join, (first, *others)))}",
+                hint="an input that is named again begins the next profile: name every input in each",
+            )
+
+    @property
+    def profiles(self) -> tuple[tuple[InputRange, ...], ...]:
+        """The shapes of each optimization profile; one that says nothing where no shapes are given."""
+        found: list[list[InputRange]] = [[]]
+        for given in self.shapes:
+            if given.name in {each.name for each in found[-1]}:
+                found.append([])
+            found[-1].append(given)
+        return tuple(map(tuple, found))
 
     def canonical_json(self) -> str:
         """The options as JSON that is the same for the same options: sorted keys, no spaces."""
@@ -109,9 +131,9 @@ class BuildOptions:
         return kept, tuple(rest)
 
     def at_usual(self) -> BuildOptions:
-        """The same for the usual shapes alone."""
+        """The same for the usual shapes of the first optimization profile alone."""
         return replace(
-            self, shapes=tuple(InputRange(each.name, each.usual, each.usual, each.usual) for each in self.shapes)
+            self, shapes=tuple(InputRange(each.name, each.usual, each.usual, each.usual) for each in self.profiles[0])
         )
 
 

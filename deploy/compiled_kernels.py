@@ -50,7 +50,7 @@ _LAYER = re.compile(
 _TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\], Strides: \[([-\d,]*)\],.*?Datatype: (\w+)")
 ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _FP4 = "FP4E2M1"
-_BITS = {
+BITS = {
     "Float": 32,
     "Half": 16,
     "BFloat16": 16,
@@ -80,9 +80,9 @@ class CompiledTensor:
     def bytes(self) -> int | None:
         """Its size; None where that is not known. An axis that is broadcast is stored once."""
         stored = [1 if stride == 0 else dim for dim, stride in zip(self.dims, self.strides, strict=True)]
-        if self.dtype not in _BITS or any(dim < 0 for dim in stored):
+        if self.dtype not in BITS or any(dim < 0 for dim in stored):
             return None
-        return -(-math.prod(stored) * _BITS[self.dtype] // 8)
+        return -(-math.prod(stored) * BITS[self.dtype] // 8)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _without_block_scales(tensors: Sequence[CompiledTensor]) -> Sequence[Compile
 def _activation(inputs: Sequence[CompiledTensor], outputs: Sequence[CompiledTensor]) -> CompiledTensor:
     shapes = {tensor.dims for tensor in outputs}
     candidates = [tensor for tensor in inputs if tensor.dims not in shapes] or inputs
-    return min(candidates, key=lambda tensor: _BITS.get(tensor.dtype, 0))
+    return min(candidates, key=lambda tensor: BITS.get(tensor.dtype, 0))
 
 
 def read_kernels(log: Sequence[str]) -> Iterator[CompiledKernel]:

@@ -62,8 +62,9 @@ def to_text(found: Iterable[tuple[str, Sequence[Row]]]) -> str:
 def sentences_text(sentences: Sequence[str], plan: Plan | None) -> str:
     """The gates that a manifest says are missed, with the layers of those that are about layers."""
     engines: tuple[Engine, ...] = ()
-    known = missed_requirements(plan, engines, float_type="float16", placement="as-trained", required=())
-    rows = {each.sentence: each.rows for each in known}
+    of_all = missed([Requirement("int8-gemms", 1)], plan, engines)  # the default leaves some out
+    default = missed_requirements(plan, engines, float_type="float16", placement="as-trained", required=())
+    rows = {each.sentence: each.rows for each in (*of_all, *default)}
     return to_text((sentence, rows.get(sentence, ())) for sentence in sentences)
 
 
@@ -84,6 +85,13 @@ def small_floats(plan: Plan) -> Iterator[tuple[str, int, int]]:
         asked = [layer for layer in plan.layers if layer.asked[1:] == (stored,)]
         if asked:
             yield name, sum(layer.compiled == (operand, operand) for layer in asked), len(asked)
+
+
+def not_judged(plan: Plan) -> Iterator[str]:
+    """What is left to TensorRT on the device, its INT8 not being the compiler's to judge; nothing in most plans."""
+    count = sum(not layer.judged for layer in plan.layers)
+    if count:
+        yield f"{count} INT8 convolutions left to TensorRT on the device: {plan.source} has none for {plan.target}"
 
 
 def _floats(plan: Plan | None) -> Iterator[str]:

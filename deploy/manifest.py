@@ -129,6 +129,10 @@ class CompiledLayer(Record):
     compiled: tuple[str, ...] = Field(description="The compiler's types of its kernel's; empty where it is no GEMM.")
     kernel: str = Field(description="The kernel that computes it; empty where none was found.")
     sparse: bool = Field(default=False, description="Whether that is a kernel for sparse weights, by its name.")
+    judged: bool = Field(
+        default=True,
+        description="False where this compiler has no such kernel for its target, and TensorRT on the device has.",
+    )
 
 
 class Plan(Record):

@@ -2,6 +2,9 @@
 
 The kernels name the ONNX nodes that they compute, and those carry modules. Where the batch is dynamic, the compiler
 leaves the sizes of the tensors open; a second compilation with the sizes fixed (`sized`) tells the bytes that move.
+
+Of an engine with several optimization profiles the kernels are the first's. What is said of a layer holds for all: it
+is INT8 if it is so in each profile, and an attention is fused if it is so in each.
 """
 
 from __future__ import annotations
@@ -10,14 +13,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
+from math import inf
 
 import onnx_ir as ir
 
-from deploy.compiled_kernels import GEMM_KINDS, CompiledKernel, read_kernels
+from deploy.compiled_kernels import BITS, GEMM_KINDS, CompiledKernel, read_kernels
+from deploy.kernel_profiles import by_profile
 from deploy.manifest import BlockAttention, CompiledLayer, Kernel, Plan
 from exporters.attentions import find_attentions
 from exporters.linears import Linear, find_linears
 from exporters.module_names import MODULE_KEY, label_of
+from profiles.architecture import CompilerLack
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _BLOCK = re.compile(r"^(.*?\.\d+(?:\.(?:blocks|layers)\.\d+)?)(?:\.|$)")
@@ -32,6 +38,7 @@ def read_plan(
     target: str,
     sized: Sequence[str] | None = None,
     sizes: Mapping[str, tuple[int, ...]] | None = None,
+    lacks: Sequence[CompilerLack] = (),
 ) -> Plan:
     """Return the kernels that the compiler made of `model`, and what they mean for its layers.
 
@@ -42,13 +49,14 @@ def read_plan(
         target: what it compiled for.
         sized: what it said when the inputs had the shapes `sizes`; None where `log` is that already.
         sizes: the shapes of the inputs that the bytes are for.
+        lacks: what the compiler has no kernels for at `target`, and is no judge of.
 
     Raises:
         GpusqError: a log holds no layer list.
     """
     compiled = list(read_kernels(log))
     measured = compiled if sized is None else list(read_kernels(sized))
-    return plan_of(compiled, model, source=source, target=target, measured=measured, sizes=sizes, log=log)
+    return plan_of(compiled, model, source=source, target=target, measured=measured, sizes=sizes, log=log, lacks=lacks)
 
 
 def plan_of(
@@ -60,6 +68,7 @@ def plan_of(
     measured: Sequence[CompiledKernel] | None = None,
     sizes: Mapping[str, tuple[int, ...]] | None = None,
     log: Sequence[str] = (),
+    lacks: Sequence[CompilerLack] = (),
 ) -> Plan:
     """Return what the `compiled` kernels mean for the layers of `model`.
 
@@ -71,48 +80,66 @@ def plan_of(
         measured: the kernels for inputs of the shapes `sizes`, which tell the bytes; None where `compiled` does.
         sizes: the shapes of the inputs that the bytes are for.
         log: what the compiler said of its memory.
+        lacks: what the compiler has no kernels for at `target`, and is no judge of.
     """
-    measured = compiled if measured is None else measured
-    kernels = tuple(_kernels(compiled, measured, model))
+    first, *others = by_profile(compiled)
+    measured = first if measured is None else by_profile(measured)[0]
+    kernels = tuple(_kernels(first, measured, model))
     linears = list(find_linears(model.graph))
-    gemm_of = {node: kernel for kernel in compiled if kernel.kind in GEMM_KINDS for node in kernel.nodes}
+    gemm_of = _gemms(first)
     gemms = _found(gemm_of, (x.node for x in linears if x.kind == "gemm"))
     convolutions = _found(gemm_of, (n for n in model.graph if n.op_type in _CONVOLUTIONS and not n.domain))
     return Plan(
         source=source,
         target=target,
         kernels=kernels,
-        gemms_by_type=_by_type(compiled, ("gemm", "fused-gemm")),
-        convolutions_by_type=_by_type(compiled, ("convolution",)),
+        gemms_by_type=_by_type(first, ("gemm", "fused-gemm")),
+        convolutions_by_type=_by_type(first, ("convolution",)),
         linear_gemms=len(gemms),
         linear_gemms_int8=gemms.count("Int8"),
         convolutions=len(convolutions),
         convolutions_int8=convolutions.count("Int8"),
-        attentions=tuple(_attentions(compiled, model)),
+        attentions=tuple(_attentions([first, *others], model)),
         kernels_per_block=dict(Counter(block for k in kernels if (block := _block(k.modules)))),
         bytes_moved=_bytes_moved(measured),
         sizes=dict(sizes or {}),
-        layers=tuple(_layers(linears, gemm_of, compiled)),
-        sparse_kernels=sum(kernel.sparse for kernel in compiled),
+        layers=tuple(_layers(linears, [first, *others], lacks)),
+        sparse_kernels=sum(kernel.sparse for kernel in first),
         **{field: _memory(log, label) for field, label in _MEMORY.items()},
     )
 
 
+def _gemms(compiled: Iterable[CompiledKernel]) -> dict[str, CompiledKernel]:
+    return {node: kernel for kernel in compiled if kernel.kind in GEMM_KINDS for node in kernel.nodes}
+
+
 def _layers(
-    linears: Iterable[Linear], gemm_of: Mapping[str, CompiledKernel], compiled: Iterable[CompiledKernel]
+    linears: Iterable[Linear], profiles: Iterable[Sequence[CompiledKernel]], lacks: Sequence[CompilerLack]
 ) -> Iterator[CompiledLayer]:
-    """Each layer with a constant weight: the types that its Q/DQ ask for, and those of the kernel that computes it."""
-    part_of = {node: kernel for kernel in compiled for node in kernel.nodes}
+    """Each layer with a constant weight: the types that its Q/DQ ask for, and those of the kernel that computes it.
+
+    Of the kernels of several optimization profiles it is the one with the widest types.
+    """
+    kernel_of = [{**{node: kernel for kernel in each for node in kernel.nodes}, **_gemms(each)} for each in profiles]
     for linear in linears:
-        name = linear.node.name or ""
-        kernel = gemm_of.get(name) or part_of.get(name)
+        kernel = max((found.get(linear.node.name or "") for found in kernel_of), key=_operand_bits)
         yield CompiledLayer(
             module=linear.module,
             asked=(linear.activation_type, linear.weight_type),
             compiled=kernel.operands if kernel else (),
             kernel=kernel.name if kernel else "",
             sparse=kernel.sparse if kernel else False,
+            judged=not ("int8-convolution" in lacks and _is_int8_convolution(linear)),
         )
+
+
+def _is_int8_convolution(linear: Linear) -> bool:
+    return linear.kind == "conv" and linear.activation_type == linear.weight_type == "int8"
+
+
+def _operand_bits(kernel: CompiledKernel | None) -> float:
+    """The bits of one element of each operand together; more than any where they are not known."""
+    return sum(BITS.get(operand, inf) for operand in kernel.operands) if kernel and kernel.operands else inf
 
 
 def _kernels(
@@ -157,8 +184,11 @@ def _type(kernel: CompiledKernel) -> str:
     return "×".join(dict.fromkeys(kernel.operands))
 
 
-def _attentions(compiled: Iterable[CompiledKernel], model: ir.Model) -> Iterator[BlockAttention]:
-    fused = {node for kernel in compiled if kernel.kind == "attention" for node in kernel.nodes}
+def _attentions(profiles: Iterable[Sequence[CompiledKernel]], model: ir.Model) -> Iterator[BlockAttention]:
+    of_each = [
+        {node for kernel in compiled if kernel.kind == "attention" for node in kernel.nodes} for compiled in profiles
+    ]
+    fused = set.intersection(*of_each)
     nodes = list(find_attentions(model.graph))
     modules = Counter(label_of(node) for node in nodes)
     for node in nodes:

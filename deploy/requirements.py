@@ -6,7 +6,9 @@
     --require all-tactics            no kernel went untried because memory was short while TensorRT was building
 
 By default INT8 layers have INT8 kernels, and attentions of graphs that are not float32 are fused. For `sparse-int8`,
-whose quantizers are there for nothing else, one sparse kernel is required where TensorRT built the engine.
+whose quantizers are there for nothing else, one sparse kernel is required where TensorRT built the engine. Layers that
+the compiler is no judge of, TensorRT-RTX having no such kernels for the device, are left to TensorRT on the device by
+default; what a user requires holds for them as well.
 """
 
 from __future__ import annotations
@@ -30,10 +32,17 @@ _PERCENT = 100
 
 @dataclass(frozen=True)
 class Requirement:
-    """One gate: a share from 0 to 1 of what it is about, or for `sparse` a number of layers."""
+    """One gate: a share from 0 to 1 of what it is about, or for `sparse` a number of layers.
+
+    Attributes:
+        what: what it is about.
+        least: how much of that.
+        judged: leave out layers that the compiler is no judge of, as the default does.
+    """
 
     what: What
     least: float
+    judged: bool = False
 
     def __str__(self) -> str:
         """As `--require` takes it."""
@@ -81,8 +90,8 @@ def default_requirements(
     """What is required of a plan without being said."""
     found: list[Requirement] = []
     if plan is not None and plan.target != "cpu":
-        if any(layer.asked == _INT8 for layer in plan.layers):
-            found.append(Requirement("int8-gemms", 1))
+        if any(layer.asked == _INT8 and layer.judged for layer in plan.layers):
+            found.append(Requirement("int8-gemms", 1, judged=True))
         if plan.attentions and float_type != "float32":
             found.append(Requirement("fused-attention", 1))
     if placement == "sparse-int8" and _of_tensorrt(engines):
@@ -113,7 +122,7 @@ def missed(requirements: Iterable[Requirement], plan: Plan | None, engines: Sequ
 
 
 def _int8(requirement: Requirement, layers: Sequence[CompiledLayer]) -> Iterator[Missed]:
-    asked = [layer for layer in layers if layer.asked == _INT8]
+    asked = [layer for layer in layers if layer.asked == _INT8 and (layer.judged or not requirement.judged)]
     less = [layer for layer in asked if layer.compiled != _COMPILED_INT8]
     if not asked:
         yield Missed(requirement, f"{requirement}: no layer of the model is quantized to INT8")
@@ -126,6 +135,8 @@ def _int8(requirement: Requirement, layers: Sequence[CompiledLayer]) -> Iterator
 
 
 def _why(layer: CompiledLayer) -> str:
+    if not layer.judged:
+        return "this compiler has no such kernel for the device; TensorRT on the device has"
     if not layer.kernel:
         return "no kernel of the plan names it"
     if not layer.compiled:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from deploy import tensorrt_api
 from deploy.ahead_of_time import RUNTIME, Compiled, compile_ahead
+from deploy.gates import not_judged
 from deploy.graph_file import read_graph
 from deploy.manifest import BlockAttention, Kernel, Plan, is_bundle, read_manifest
 from deploy.text_table import text_table
@@ -135,6 +136,7 @@ def _summary(plan: Plan) -> Iterator[str]:
     if plan.convolutions:
         types = _counts(plan.convolutions_by_type)
         yield f"convolutions  {plan.convolutions_int8} of {plan.convolutions} INT8; kernels: {types}"
+    yield from (f"  not judged  {left}" for left in not_judged(plan))
     if plan.attentions:
         fused = sum(attention.fused for attention in plan.attentions)
         yield f"attentions    {fused} of {len(plan.attentions)} fused"

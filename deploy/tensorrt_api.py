@@ -78,7 +78,8 @@ def build_engine(
         compute_capability: such as `SM80`, to compile ahead of time; None builds for the GPU of this host.
         batch: the sizes that the engine must take for every dynamic axis, but for those that `usual` tells.
         usual: the shapes of inputs; a dynamic axis other than the first has just the length that it has there.
-        options: what else is asked; the shapes in it go before `batch` and `usual`.
+        options: what else is asked; the shapes in it go before `batch` and `usual`, and may make several optimization
+            profiles.
         timing_cache: the file of timings to read and to write; None keeps none.
 
     Raises:
@@ -86,7 +87,7 @@ def build_engine(
             runtime lacks an option.
     """
     try:
-        ranges = _Ranges(batch or ShapeRange(), usual or {}, options.shapes if options else ())
+        ranges = _Ranges(batch or ShapeRange(), usual or {}, (options or BuildOptions()).profiles)
         return _build(model, runtime, compute_capability, ranges, options or BuildOptions(), timing_cache)
     except GpusqError as error:
         # Its frames hold TensorRT's objects. Kept with the error, they would die whenever Python collects garbage: also
@@ -100,7 +101,7 @@ class _Ranges:
 
     batch: ShapeRange
     usual: Mapping[str, Sequence[int]]
-    given: Sequence[InputRange]
+    profiles: Sequence[Sequence[InputRange]]
 
 
 def _build(
@@ -128,8 +129,9 @@ def _build(
         load_timing_cache(trt, config, timing_cache)
     if compute_capability is not None:
         _target(trt, config, compute_capability)
-    if config.add_optimization_profile(_optimization_profile(builder, network, ranges)) < 0:
-        raise RuntimeError(f"{runtime} refused the optimization profile: {logger.first_error()}")
+    for given in ranges.profiles:
+        if config.add_optimization_profile(_optimization_profile(builder, network, ranges, given)) < 0:
+            raise RuntimeError(f"{runtime} refused an optimization profile: {logger.first_error()}")
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise GpusqError(
@@ -190,10 +192,10 @@ def _target(trt: Any, config: Any, compute_capability: str) -> None:
         raise RuntimeError(f"{trt.__name__} refused {compute_capability}")
 
 
-def _optimization_profile(builder: Any, network: Any, ranges: _Ranges) -> Any:
+def _optimization_profile(builder: Any, network: Any, ranges: _Ranges, said: Sequence[InputRange]) -> Any:
     profile = builder.create_optimization_profile()
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
-    given = {each.name: each for each in ranges.given}
+    given = {each.name: each for each in said}
     for name in given.keys() - {tensor.name for tensor in tensors}:
         raise GpusqError(
             f"the model has no input '{name}'", hint=f"its inputs are: {', '.join(tensor.name for tensor in tensors)}"

@@ -1,6 +1,6 @@
 """Run an engine of TensorRT or TensorRT-RTX: numpy arrays in, numpy arrays out.
 
-    copy inputs ─► [set shapes, enqueue] ─► copy outputs ─► wait
+    choose the optimization profile ─► copy inputs ─► [set shapes, enqueue] ─► copy outputs ─► wait
 
 For shapes that come a second time in a row, what is in brackets is a CUDA graph, where the package for CUDA has graphs
 and the capture succeeds. Buffers are kept between calls, one for each tensor, and grow; a graph ends with its shapes
@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from deploy.build_options import InputRange
 from deploy.cuda import Array, Cuda, Launch, open_cuda
+from deploy.optimization_profiles import Profile, choose
 from deploy.tensorrt_api import import_api
 from profiles.errors import GpusqError
 
@@ -78,6 +80,9 @@ class TensorRtEngine:
         is_input = self._api.TensorIOMode.INPUT
         self.inputs = tuple(name for name in names if self._engine.get_tensor_mode(name) == is_input)
         self.outputs = tuple(name for name in names if name not in self.inputs)
+        count = self._engine.num_optimization_profiles
+        self._profiles = [self._profile(index) for index in range(count)] if count > 1 else []
+        self._chosen = 0  # where TensorRT starts
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Answer one request; each array is cast to the engine's type."""
@@ -125,6 +130,7 @@ class TensorRtEngine:
             GpusqError: the engine takes no such shape.
         """
         given = {name: np.ascontiguousarray(inputs[name], self._dtype(name)) for name in self.inputs}
+        self._choose({name: array.shape for name, array in given.items()})
         for name, array in given.items():
             if not self._context.set_input_shape(name, array.shape):
                 raise GpusqError(f"the engine takes no {list(array.shape)} for {name!r}", hint="build it with --shapes")
@@ -152,6 +158,25 @@ class TensorRtEngine:
             self._cuda.free(address)
         self._buffers.clear()
         self._cuda.destroy_stream(self._stream)
+
+    def _profile(self, index: int) -> Profile:
+        """The ranges of an optimization profile."""
+        shapes = {name: self._engine.get_tensor_profile_shape(name, index) for name in self.inputs}
+        return [InputRange(name, *map(tuple, three)) for name, three in shapes.items()]
+
+    def _choose(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Switch to the optimization profile for `shapes`, where the engine has several."""
+        if not self._profiles:
+            return
+        index = choose(self._profiles, shapes)
+        if index is None:
+            taken = "; ".join(", ".join(map(str, profile)) for profile in self._profiles)
+            raise GpusqError(f"the engine takes no {_said(shapes)}: {taken}", hint="build it with more --shapes")
+        if index != self._chosen and not self._context.set_optimization_profile_async(index, self._stream):
+            raise GpusqError(
+                f"the engine did not switch to its profile {index}", hint="`gpusq -v` shows TensorRT's log"
+            )
+        self._chosen = index
 
     def _dtype(self, name: str) -> Any:
         return np.dtype(self._api.nptype(self._engine.get_tensor_dtype(name)))
@@ -189,3 +214,7 @@ class TensorRtEngine:
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream):
             raise GpusqError("the engine did not run", hint="`gpusq -v` shows TensorRT's log")
+
+
+def _said(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())

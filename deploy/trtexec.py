@@ -17,7 +17,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def _flags(model: Path, files: Files, options: BuildOptions, version: Version) -
     if version < _STRONG_BY_DEFAULT:
         yield "--stronglyTyped"
     yield f"--sparsity={'enable' if options.sparse else 'disable'}"
-    yield from _shapes(list(ranges_of(model, options)))
+    yield from _profiles([list(ranges_of(model, given)) for given in options.profiles])
     yield from _builder(options, version)
     yield from _device(options, version)
 
@@ -138,6 +138,13 @@ def _need(has: bool, version: Version, option: str) -> None:
         raise GpusqError(f"TensorRT {said} lacks {option_name(option)}", hint="leave the option out on this line")
 
 
+def _profiles(profiles: list[list[InputRange]]) -> Iterator[str]:
+    for index, ranges in enumerate(profiles):
+        if profiles[1:]:
+            yield f"--profile={index}"
+        yield from _shapes(ranges)
+
+
 def _shapes(ranges: list[InputRange]) -> Iterator[str]:
     if ranges:
         for flag, shapes in (
@@ -157,9 +164,9 @@ def _joined(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def ranges_of(model: Path, options: BuildOptions) -> Iterator[InputRange]:
+def ranges_of(model: Path, profile: Sequence[InputRange]) -> Iterator[InputRange]:
     """The ranges of the inputs that have a dynamic axis: those given, else the batches that `tensorrt_api` takes."""
-    given = {each.name: each for each in options.shapes}
+    given = {each.name: each for each in profile}
     batch = ShapeRange()
     for value in ir.load(model).graph.inputs:
         name, shape = value.name or "", value.shape

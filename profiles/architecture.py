@@ -15,6 +15,7 @@ from profiles.toml_file import fit, read_toml
 PATH = Path(__file__).parent / "architectures.toml"
 
 SparseType = Literal["tf32", "fp16", "fp16_acc16", "bf16", "int8", "int4", "fp8", "fp8_acc16", "fp4"]
+CompilerLack = Literal["int8-convolution"]
 
 
 class AheadOfTime(Record):
@@ -23,6 +24,10 @@ class AheadOfTime(Record):
     compute_capability: str = Field(pattern=r"^SM\d+$")
     nearest: bool = Field(
         description="True where the compiler does not know the device and takes its nearest relative."
+    )
+    lacks: tuple[CompilerLack, ...] = Field(
+        default=(),
+        description="What the compiler has no kernels for at this target, though TensorRT on the device has.",
     )
     source: str
 

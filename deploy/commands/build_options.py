@@ -56,7 +56,8 @@ build_options = gathered(
         multiple=True,
         metavar="NAME:MIN:OPT:MAX",
         help="Smallest, usual and largest shape of an input, such as x:1x3x224x224:8x3x224x224:32x3x224x224, or one"
-        " shape for all three.  [default: batches of 1, 8 and 32]",
+        " shape for all three. An input that is named again begins the next optimization profile."
+        "  [default: one profile, batches of 1, 8 and 32]",
     ),
     click.option("--dense", is_flag=True, help="Take no sparse kernels, also for weights that are 2:4."),
     click.option(

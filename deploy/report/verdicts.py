@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from deploy.gates import MIN_AGREEMENT, small_floats
+from deploy.gates import MIN_AGREEMENT, not_judged, small_floats
 from deploy.layers import noun
 from deploy.manifest import Engine, Layer, Manifest, Measurement, Plan, Sizes, Verification
 from deploy.report import formats
@@ -240,6 +240,7 @@ def _plan(manifest: Manifest) -> Card:
     )
     if quantized < len(layers):
         lines = (f"model.onnx asks for {quantized}", *lines)
+    lines = (*lines, *not_judged(plan))
     good = plan.linear_gemms_int8 >= quantized and plan.linear_gemms == len(layers) and fused == len(plan.attentions)
     headline = f"{plan.linear_gemms_int8} of {len(layers)} linears INT8"
     for name, count, wanted in small_floats(plan):

@@ -12,7 +12,7 @@ placement w8a8-linear with ranges of eight random samples: that decides about ke
 | kernels | compiled kernels |
 | INT8 | layers with an INT8 kernel, of those quantized to INT8 |
 | fused | attentions that are one kernel, of all |
-| gates | those of `gpusq build`, by default |
+| gates | those of `gpusq build`, by default, which leave INT8 convolutions of SM75 to the device |
 | same twice | whether two builds have the same bytes, or at least the same kernels |
 """
 
@@ -89,7 +89,7 @@ def row(network: str, path: Path, devices: list[Device], batch: int) -> str:
     assert ahead is not None
     target, sizes = ahead.compute_capability, ShapeRange(batch, batch, batch)
     one, two = (build_engine(path, "tensorrt-rtx", compute_capability=target, batch=sizes) for _ in range(2))
-    plan = read_plan(one.log, ir.load(path), source="", target=target)
+    plan = read_plan(one.log, ir.load(path), source="", target=target, lacks=ahead.lacks)
     missed = missed_requirements(plan, (), float_type="float16", placement="as-trained", required=())
     asked = [layer for layer in plan.layers if layer.asked == ("int8", "int8")]
     int8 = sum(layer.compiled == ("Int8", "Int8") for layer in asked)

@@ -56,7 +56,9 @@ def test_a_gate_that_is_missed_is_exit_code_3_and_json_stays_json(model: Path, t
         "build", model, "--profile", "a100", "--out", tmp_path / "out", "--require", "int8-gemms=100%", "--json"
     )
     assert code == 3
-    assert json.loads(said)["gates_missed"][0]["requirement"] == "int8-gemms=100%"
+    done = json.loads(said)
+    assert done["gates_missed"][0]["requirement"] == "int8-gemms=100%"
+    assert all(each["how"].endswith(" --require int8-gemms=100%") for each in done["missing"])
     assert "no layer of the model is quantized to INT8" in errors
 
 

@@ -52,6 +52,15 @@ def test_fallback_without_a_dla_is_refused() -> None:
         BuildOptions(gpu_fallback=True)
 
 
-def test_two_ranges_for_one_input_are_refused() -> None:
-    with pytest.raises(GpusqError, match="given twice"):
-        BuildOptions(shapes=(parse_shapes("x:1x3"), parse_shapes("x:2x3")))
+def test_an_input_that_is_named_again_begins_the_next_profile() -> None:
+    given = [parse_shapes(text) for text in ("ids:1x16", "mask:1x16", "mask:8x16", "ids:8x16")]
+    options = BuildOptions(shapes=tuple(given))
+    assert options.profiles == ((given[0], given[1]), (given[2], given[3]))
+    assert options.flags() == [word for each in given for word in ("--shapes", str(each))]
+    assert options.at_usual().shapes == (given[0], given[1])
+    assert BuildOptions().profiles == ((),)
+
+
+def test_profiles_with_different_inputs_are_refused() -> None:
+    with pytest.raises(GpusqError, match="have not the same inputs: ids; ids, mask"):
+        BuildOptions(shapes=tuple(parse_shapes(text) for text in ("ids:1x16", "ids:8x16", "mask:8x16")))

@@ -32,6 +32,14 @@ def test_the_shapes_that_are_given_are_the_engines(model: Path) -> None:
     assert "MinShape: [2,64,64], OptShape: [3,64,64], MaxShape: [5,64,64]" in said
 
 
+def test_an_engine_has_every_profile_that_is_given(model: Path) -> None:
+    given = ("x:1x64x64", "x:2x64x64:3x64x64:5x64x64")
+    built = build(model, shapes=tuple(map(parse_shapes, given)))
+    (said,) = (line for message in built.log for line in message.splitlines() if line.startswith(" Name: x, IOMode"))
+    assert "MinShape: [1,64,64], OptShape: [1,64,64], MaxShape: [1,64,64]" in said
+    assert "MinShape: [2,64,64], OptShape: [3,64,64], MaxShape: [5,64,64]" in said
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [("z:1x64x64", "the model has no input 'z'"), ("x:1x32x64", r"the input is \?x64x64"), ("x:1x64", "the input is")],

@@ -145,14 +145,21 @@ class HostCuda:
         return enqueue
 
 
-def doubling_api() -> SimpleNamespace:
-    """A module like tensorrt whose only engine doubles float32 [N, 4]."""
+def doubling_api(*profiles: tuple[tuple[int, ...], ...]) -> SimpleNamespace:
+    """A module like tensorrt whose only engine doubles float32 [N, 4]; of its `profiles` it runs only the chosen."""
     shape: dict[str, tuple[int, ...]] = {}
+    chosen = [0]
+
+    def switch(index: int, stream: int) -> bool:
+        chosen[0] = index
+        return stream == 7
+
     address: dict[str, int] = {}
 
     def set_input_shape(name: str, given: tuple[int, ...]) -> bool:
         shape[name] = given
-        return len(given) == 2
+        smallest, _, largest = profiles[chosen[0]] if profiles else ((1, 4), (1, 4), (99, 4))
+        return len(given) == 2 and smallest <= given <= largest
 
     def execute(stream: int) -> bool:
         count = int(np.prod(shape["x"]))
@@ -165,8 +172,11 @@ def doubling_api() -> SimpleNamespace:
         get_tensor_shape=lambda name: shape["x"],
         set_tensor_address=address.__setitem__,
         execute_async_v3=execute,
+        set_optimization_profile_async=switch,
     )
     engine = SimpleNamespace(
+        num_optimization_profiles=len(profiles) or 1,
+        get_tensor_profile_shape=lambda name, index: list(profiles[index]),
         num_io_tensors=2,
         get_tensor_name=["x", "y"].__getitem__,
         get_tensor_mode={"x": "in", "y": "out"}.get,
@@ -212,3 +222,14 @@ def test_what_the_runtime_does_not_load_or_take_is_one_error() -> None:
     engine = tensorrt_engine.TensorRtEngine(b"good", "tensorrt", HostCuda(has_graphs=False))
     with pytest.raises(GpusqError, match="takes no"):
         engine.infer({"x": np.zeros(4, np.float32)})
+
+
+def test_each_request_gets_the_optimization_profile_for_its_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = doubling_api(((1, 4), (1, 4), (1, 4)), ((2, 4), (8, 4), (32, 4)))
+    monkeypatch.setattr(tensorrt_engine, "import_api", lambda runtime: found)
+    engine = tensorrt_engine.TensorRtEngine(b"good", "tensorrt", HostCuda(has_graphs=True))
+    for batch in (8, 1, 1, 2, 32, 1):
+        x = np.full((batch, 4), batch, np.float32)
+        np.testing.assert_array_equal(engine.infer({"x": x})["y"], 2 * x)
+    with pytest.raises(GpusqError, match="takes no x:33x4: x:1x4; x:2x4:8x4:32x4"):
+        engine.infer({"x": np.zeros((33, 4), np.float32)})

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.gates import missed_gates, sentences_text
+from deploy.gates import missed_gates, not_judged, sentences_text
 from deploy.manifest import BlockAttention, CompiledLayer, Float16Check, Plan, Verification
 from deploy.requirements import parse_requirement
 
@@ -92,6 +92,20 @@ def test_what_the_user_requires_goes_before_the_default() -> None:
     plan = PLAN.model_copy(update={"layers": (INT8, HALF)})
     required = (parse_requirement("int8-gemms=50%"),)
     assert missed_gates(plan, VERIFIED, given_samples=True, float_type="float16", required=required) == ()
+
+
+def test_what_is_left_to_the_device_is_told_and_missed_where_it_is_required() -> None:
+    left = HALF.model_copy(update={"module": "conv", "judged": False})
+    plan = PLAN.model_copy(update={"layers": (INT8, left), "target": "SM75"})
+    assert missed(plan) == ()
+    assert list(not_judged(plan)) == [
+        "1 INT8 convolutions left to TensorRT on the device: a compiler has none for SM75"
+    ]
+    assert list(not_judged(PLAN)) == []
+    required = (parse_requirement("int8-gemms"),)
+    sentences = missed_gates(plan, VERIFIED, given_samples=True, float_type="float16", required=required)
+    assert sentences == ("1 of 2 INT8 layers were compiled to INT8 GEMMs",)
+    assert sentences_text(sentences, plan).splitlines()[-1].split()[:3] == ["conv", "int8×int8", "Half×Half"]
 
 
 def test_the_table_names_the_layers_of_a_sentence() -> None:

@@ -95,6 +95,26 @@ def test_says_that_an_attention_was_not_fused(model: ir.Model) -> None:
     assert [a.fused for a in read_plan(unfused, model, source="a log", target="SM80").attentions] == [False]
 
 
+def of_second_profile(line: str) -> str:
+    """The same kernel as the compiler lists it for the second optimization profile."""
+    return line.replace(", LayerType", " [profile 1]_myl1_0, LayerType", 1)
+
+
+def test_of_two_profiles_the_kernels_are_the_firsts_and_a_layer_is_what_it_is_in_both(model: ir.Model) -> None:
+    listing = LOG[-1].splitlines()[1:-1]
+    alone = read_plan(LOG, model, source="a log", target="SM80")
+    for worse in (("Datatype: Int8", "Datatype: Half"), ("_gemm_mha_v2_0", "__softmax")):
+        second = [of_second_profile(line.replace(*worse)) for line in listing]
+        log = [*LOG[:-1], "\n".join(["Layers:", *listing, *second])]
+        plan = read_plan(log, model, source="a log", target="SM80")
+        assert plan.kernels == alone.kernels
+        proj, fc = (layer.compiled for layer in plan.layers)
+        assert (proj, fc) == ((("Half", "Half") if "Int8" in worse[0] else ("Int8", "Int8")), fc)
+        assert [attention.fused for attention in plan.attentions] == ["Int8" in worse[0]]
+    same = [*LOG[:-1], "\n".join(["Layers:", *listing, *map(of_second_profile, listing)])]
+    assert read_plan(same, model, source="a log", target="SM80") == alone
+
+
 def test_refuses_a_log_without_a_layer_list(model: ir.Model) -> None:
     with pytest.raises(GpusqError, match="no layer list"):
         read_plan(["nothing"], model, source="a log", target="SM80")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -48,6 +49,35 @@ def test_a_product_compiles_for_every_target(capability: str, target: AheadOfTim
     assert compiled.built.engine
     assert compiled.plan.target == target.compute_capability
     assert any(KERNEL_TYPES[kind] in each for each in compiled.plan.gemms_by_type), compiled.plan.gemms_by_type
+
+
+CONVOLUTION = """<ir_version: 10, opset_import: ["": 21]>
+network (float16[8, 64, 16, 16] x, int8[64, 64, 3, 3] w) => (float16[8, 64, 16, 16] y) {
+    step = Constant <value_float = 0.125> ()
+    scale = Cast <to = 10> (step)
+    zero = Constant <value = int8 {0}> ()
+    q = QuantizeLinear (x, scale, zero)
+    d = DequantizeLinear (q, scale, zero)
+    e = DequantizeLinear (w, scale, zero)
+    [conv] y = Conv <pads = [1, 1, 1, 1]> (d, e)
+}"""
+BY_CAPABILITY = {
+    device.ahead_of_time.compute_capability: device.ahead_of_time for device in list_devices() if device.ahead_of_time
+}
+
+
+@pytest.mark.parametrize("target", BY_CAPABILITY.values(), ids=BY_CAPABILITY.keys())
+def test_a_target_lacks_int8_convolutions_if_its_compiler_makes_none(target: AheadOfTime, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="compiling ahead of time needs tensorrt-rtx")
+    path = tmp_path / "network.onnx"
+    model = ir.from_onnx_text(CONVOLUTION)
+    weight = model.graph.inputs.pop()
+    weight.const_value = ir.tensor(np.ones((64, 64, 3, 3), np.int8), name="w")
+    model.graph.register_initializer(weight)
+    ir.save(model, path)
+    (layer,) = compile_ahead(path, target).plan.layers
+    assert (layer.asked, len(layer.compiled)) == (("int8", "int8"), 2)
+    assert layer.judged == (layer.compiled == ("Int8", "Int8")) == ("int8-convolution" not in target.lacks)
 
 
 def test_exact_targets_are_those_that_the_compiler_knows() -> None:

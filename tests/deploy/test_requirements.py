@@ -14,6 +14,7 @@ from profiles.errors import GpusqError
 
 INT8 = CompiledLayer(module="fc1", asked=("int8", "int8"), compiled=("Int8", "Int8"), kernel="k1")
 HALF = CompiledLayer(module="fc2", asked=("int8", "int8"), compiled=("Half", "Int8"), kernel="k2")
+LEFT = CompiledLayer(module="conv", asked=("int8", "int8"), compiled=("Half", "Half"), kernel="k4", judged=False)
 LOST = CompiledLayer(module="fc3", asked=("int8", "int8"), compiled=(), kernel="")
 FLOAT = CompiledLayer(module="patch", asked=("float16", "float16"), compiled=("Half", "Half"), kernel="k3")
 FUSED = BlockAttention(module="blocks.0.attn", fused=True)
@@ -77,6 +78,20 @@ def test_layers_that_are_not_int8_are_told_with_the_reason() -> None:
     assert [(row[0], row[2]) for row in found.rows] == [("fc2", "Half×Int8"), ("fc3", "–")]
     assert found.rows[0][3] == "the weight is INT8, the activation is not: its quantizer was not fused"
     assert found.rows[1][3] == "no kernel of the plan names it"
+
+
+def test_what_the_compiler_is_no_judge_of_is_missed_only_where_the_user_requires_it() -> None:
+    (default,) = default_requirements(plan(INT8, LEFT), (), float_type="float16", placement="as-trained")
+    assert list(missed([default], plan(INT8, LEFT), ())) == []
+    assert [each.sentence for each in missed([default], plan(INT8, HALF, LEFT), ())] == [
+        "1 of 2 INT8 layers were compiled to INT8 GEMMs"
+    ]
+    assert default_requirements(plan(LEFT), (), float_type="float16", placement="as-trained") == []
+    (found,) = missed([parse_requirement("int8-gemms")], plan(INT8, LEFT), ())
+    assert found.sentence == "1 of 2 INT8 layers were compiled to INT8 GEMMs"
+    assert [(row[0], row[3]) for row in found.rows] == [
+        ("conv", "this compiler has no such kernel for the device; TensorRT on the device has")
+    ]
 
 
 def test_a_share_is_enough_where_a_share_is_required() -> None:

@@ -74,6 +74,20 @@ def test_only_dynamic_inputs_get_shapes_and_by_default_the_adapters(model: Path)
     assert "--optShapes=x:3x64" in given
 
 
+def test_several_profiles_are_numbered(model: Path) -> None:
+    found = flags(model, V11, shapes=(parse_shapes("x:1x64"), parse_shapes("x:2x64:3x64:4x64")))
+    assert [flag for flag in found if "Shapes" in flag or "--profile=" in flag] == [
+        "--profile=0",
+        "--minShapes=x:1x64",
+        "--optShapes=x:1x64",
+        "--maxShapes=x:1x64",
+        "--profile=1",
+        "--minShapes=x:2x64",
+        "--optShapes=x:3x64",
+        "--maxShapes=x:4x64",
+    ]
+
+
 def test_every_option_is_a_flag(model: Path) -> None:
     found = flags(
         model,
