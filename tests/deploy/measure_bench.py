@@ -102,7 +102,12 @@ def verdict(path: Path, slowdown: float, spec: BenchSpec, seed: int) -> tuple[st
     floor = noise_floor(baseline, 1, spec, random)
     latency = interleave([baseline, candidate], spec.budget, random).latency_ms
     found = stats.log_ratio(latency[0], latency[1], spec.resampling)
-    return verdict_of(found, floor), not conditions.between(before, conditions.read()).broken
+    called, usable = verdict_of(found, floor), not conditions.between(before, conditions.read()).broken
+    if called != "inconclusive" and not slowdown:
+        print(
+            f"seed {seed}: {called}, log ratio {found.value:.4f} [{found.low:.4f}, {found.high:.4f}], floor {floor:.4f}"
+        )
+    return called, usable
 
 
 def tally(path: Path, slowdown: float, spec: BenchSpec, runs: int) -> tuple[Counter[str], Counter[str]]:
