@@ -169,8 +169,8 @@ def _throughput(engines: Sequence[Opened], spec: BenchSpec, random: np.random.Ge
 def noise_floor(engine: Opened, batch: int, spec: BenchSpec, random: np.random.Generator) -> float:
     """The largest share by which an engine differs from itself in another session: the far end of the interval.
 
-    Two sessions of one model lie elsewhere in memory, and may so differ for as long as they live. One twin is not all of
-    them: of many, on a quiet machine, the farthest was 0.7 % off, so the floor is never below 1 %.
+    Two sessions of one model lie elsewhere in memory, and may so differ for as long as they live. One twin is not all
+    of them: of many, on a quiet machine, the farthest was 0.7 % off, so the floor is never below 1 %.
     """
     with contextlib.closing(opened(engine.model, batch, spec.seed)) as twin:
         warm_up(twin)
