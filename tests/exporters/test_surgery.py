@@ -181,7 +181,7 @@ def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str
 
 def test_quantizers_are_placed_on_repaired_float_weights_in_the_form_that_is_compiled() -> None:
     target = Target(load_device("a100"), "float16", "w8a8-mha", repair_sparsity=True)
-    placing = ["LowerAttention", "RepairSparsity", "PlaceQuantizers", "LowerFakeQuantize", "RepairQdq"]
+    placing = ["LowerAttention", "RepairSparsity", "AbsorbBias", "PlaceQuantizers", "LowerFakeQuantize", "RepairQdq"]
     shaped = [*placing, "ShareConcatScales", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"]
     assert names(passes_for(target)) == [*CANONICAL, *shaped, "AnnotateSparsity", "SetOpset", "NameAxes"]
 
