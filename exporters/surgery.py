@@ -42,6 +42,7 @@ from exporters.passes.merge_projections import MergeProjections
 from exporters.passes.name_axes import NameAxes
 from exporters.passes.outcome import Outcome, Pass
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
+from exporters.passes.quantize_pools import QuantizePools
 from exporters.passes.raise_opset import RaiseOpset
 from exporters.passes.remove_no_ops import RemoveNoOps
 from exporters.passes.repair_qdq import RepairQdq
@@ -151,6 +152,7 @@ def passes_for(
     if places(target.placement):
         passes += _quantizing(target, measure or _unmeasured, feed)
         passes.append(repair)
+    passes += [QuantizePools()] if target.device.runtime == "tensorrt" else []
     passes += [ShareConcatScales(target.share_concat_scales), SplitPacked(), FoldConstants()]  # which tells new shapes
     if target.float_type != "float32":
         passes += [ClampMasks(), TypeFloats(target.float_type, ranges, target.io_types)]
