@@ -17,6 +17,7 @@ import onnx_ir as ir
 from calibration.probes import Feed
 from calibration.weight_scales import WeightMethod
 from exporters.improvement import Improvement, check_improvable, measures_samples
+from exporters.passes.absorb_bias import AbsorbBias
 from exporters.passes.annotate_sparsity import AnnotateSparsity
 from exporters.passes.clamp_masks import ClampMasks
 from exporters.passes.correct_biases import CorrectBiases
@@ -41,6 +42,7 @@ from exporters.passes.merge_projections import MergeProjections
 from exporters.passes.name_axes import NameAxes
 from exporters.passes.outcome import Outcome, Pass
 from exporters.passes.place_quantizers import Measure, PlaceQuantizers
+from exporters.passes.quantize_pools import QuantizePools
 from exporters.passes.raise_opset import RaiseOpset
 from exporters.passes.remove_no_ops import RemoveNoOps
 from exporters.passes.repair_qdq import RepairQdq
@@ -105,6 +107,11 @@ class Target:
         better = self.device.runtime != "onnxruntime" and self.placement != "sparse-int8"
         return self.attention == "matmul" or better
 
+    @property
+    def one_kernel_answers(self) -> bool:
+        """Whether a weight gets one scale, and takes over the bias, where that lets one kernel give the answer."""
+        return self.device.runtime == "tensorrt" and self.placement in ("w8a8-linear", "w8a8-mha", "sparse-int8")
+
 
 def passes_for(
     target: Target, measure: Measure | None = None, ranges: Measure | None = None, feed: Feed | None = None
@@ -145,6 +152,7 @@ def passes_for(
     if places(target.placement):
         passes += _quantizing(target, measure or _unmeasured, feed)
         passes.append(repair)
+    passes += [QuantizePools()] if target.device.runtime == "tensorrt" else []
     passes += [ShareConcatScales(target.share_concat_scales), SplitPacked(), FoldConstants()]  # which tells new shapes
     if target.float_type != "float32":
         passes += [ClampMasks(), TypeFloats(target.float_type, ranges, target.io_types)]
@@ -162,13 +170,15 @@ def _quantizing(target: Target, measure: Measure, feed: Feed | None) -> list[Pas
             f"{', '.join(asked)}: there is nothing to measure on",
             hint="give samples with --data calib.npz",
         )
-    passes: list[Pass] = []
+    one_kernel = target.one_kernel_answers
+    passes: list[Pass] = [AbsorbBias()] if one_kernel else []
     if "smooth-quant" in improve and feed is not None:
         passes.append(ScaleChannels("gemm", feed, target.placement))
     if "equalize" in improve and feed is not None:
         passes.append(ScaleChannels("conv", feed, target.placement))
     weights: WeightMethod = "mse" if "mse-weights" in improve else "max"
-    placing: list[Pass] = [PlaceQuantizers(target.placement, _remembered(measure), target.float_type, weights)]
+    measure = _remembered(measure)
+    placing: list[Pass] = [PlaceQuantizers(target.placement, measure, target.float_type, weights, one_kernel)]
     if "error-feedback" in improve and feed is not None:
         placing.append(ErrorFeedback(feed))
     if "bias-correction" in improve and feed is not None:

@@ -6,6 +6,8 @@
     scores ─► Add(−1e9) ─► Softmax │ ─► …                              a constant beyond float16
     x ─► Clip(−3.4e38, 3.4e38) │ ─► …
 
+    q ─► DQ ─► MatMul(DQ(W), one scale) │ ─► the answer                a float32 that an INT8 GEMM writes by itself
+
 What is computed from integers wider than 8 bits stays float32 through arithmetic and movement, up to a function whose
 values are small (Cos, Softmax, a comparison) or to an operator that reads another float, to which it is cast. What is
 made with a constant beyond the type's range has to end in such a function.
@@ -17,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import onnx_ir as ir
 
+from exporters.answering_layer import answering_layers, bias_of
 from exporters.linears import find_linears
 
 F32 = ir.DataType.FLOAT
@@ -65,6 +68,19 @@ def _up_to_quantizers(start: ir.Value) -> set[ir.Node]:
 def _reads_a_float(node: ir.Node) -> bool:
     """Whether a further input is a float, such as the value that Pad fills in: it must have the type of the first."""
     return any(value is not None and value.dtype == F32 for value in node.inputs[1:])
+
+
+def answering_products(graph: ir.Graph) -> set[ir.Node]:
+    """The INT8 products that one kernel computes up to a float32 answer, with what dequantizes their operands."""
+    found: set[ir.Node] = set()
+    for linear in answering_layers(graph):
+        operands = [value for value in linear.node.inputs[:2] if value is not None and len(value.uses()) == 1]
+        made_by = [value.producer() for value in operands]
+        quantized = [node for node in made_by if node is not None and node.op_type == "DequantizeLinear"]
+        scale = linear.weight_scale
+        if len(quantized) == 2 and scale is not None and scale.ndim == 0 and bias_of(linear) is None:
+            found |= {linear.node, *quantized}
+    return found
 
 
 def from_integers(graph: ir.Graph) -> dict[ir.Node, ir.Node]:

@@ -32,6 +32,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calibration.weight_scales import WeightMethod, weight_amax
+from exporters.answering_layer import answering_layers, bias_of, one_scale_is_enough
 from exporters.derived_tensor import release
 from exporters.linears import Linear, find_linears
 from exporters.module_names import MODULE_KEY
@@ -85,13 +86,15 @@ _ATTENTION_RULES = {"w8a8-mha": no_int8_attention, "fp8-mha": no_fp8_attention}
 class PlaceQuantizers:
     """Quantize by `placement`; `measure` is asked once, for the tensors that need a scale.
 
-    The scales of weights reach to the largest magnitude, or with `mse` to where the rounding error is the least.
+    The scales of weights reach to the largest magnitude, or with `mse` to where the rounding error is the least. With
+    `one_scale_answers` a weight whose product, with no bias, is the graph's answer gets one scale where that is enough.
     """
 
     placement: str
     measure: Measure
     float_type: FloatType
     weight_method: WeightMethod = "max"
+    one_scale_answers: bool = False
 
     def __call__(self, model: ir.Model) -> Outcome:
         """Insert the quantizers.
@@ -105,7 +108,8 @@ class PlaceQuantizers:
         reads = [] if self.placement == "w4" else list(self._reads(model.graph, weights, left))
         amax = self._measured(model, reads)
         changes = [self._quantize_activation(inserter, read, amax) for read in reads]
-        changes += [self._quantize_weight(inserter, linear) for linear in weights]
+        whole = self._of_one_scale(model.graph)
+        changes += [self._quantize_weight(inserter, linear, whole=linear.node in whole) for linear in weights]
         if changes:
             model.opset_imports[DOMAIN] = 1
         return Outcome(f"place quantizers ({self.placement})", len(changes), tuple(left), tuple(changes))
@@ -166,8 +170,16 @@ class PlaceQuantizers:
         """What activations are rounded to."""
         return _FORMATS.get(self.placement, _INT8)
 
-    def _quantize_weight(self, inserter: Inserter, linear: Linear) -> Change:
-        axis: int | None = linear.n_axis
+    def _of_one_scale(self, graph: ir.Graph) -> set[ir.Node]:
+        """The layers whose weight gets one scale."""
+        answering = [linear for linear in answering_layers(graph) if self.one_scale_answers and bias_of(linear) is None]
+        found = {linear.node for linear in answering if one_scale_is_enough(linear.values)}
+        for linear in answering:
+            release(linear.weight.const_value)
+        return found
+
+    def _quantize_weight(self, inserter: Inserter, linear: Linear, *, whole: bool) -> Change:
+        axis = None if whole else linear.n_axis
         block, kind = 0, self._format
         if self.placement == "w4":
             axis, block, kind = linear.k_axis, block_of(linear), _INT4

@@ -6,8 +6,9 @@
     DQ(constant) ─► Add                the constant, dequantized            the same numbers
 
 Quantizers come from training and from other tools, which put them wherever their rules say. A compiler uses one where
-both operands of a product are integers, on what a convolution's sum adds (the branch that ends in no convolution), and
-on pooling and concatenation ahead of such layers. An attention uses them if q, k, the softmax and v all have one: a
+both operands of a product are integers, on what a convolution's sum adds (either branch: TensorRT-RTX makes as many
+kernels of a sum whose two branches are quantized as of one that has a single quantizer, and the numbers stay), and on
+pooling and concatenation ahead of such layers. An attention uses them if q, k, the softmax and v all have one: a
 part of them keeps it from becoming one kernel. Everywhere else the detour through integers rounds and moves data for
 nothing; a transformer's residual stream loses most by it. No scale is changed, and each removal is told.
 
@@ -158,36 +159,23 @@ def _why_float(node: ir.Node, index: int, whole: set[ir.Node]) -> str:
             return "the other operand is not quantized"
         return "" if node in whole or _is_weight(node) else "a part of the attention has no quantizer"
     if node.op_type == "Add":
-        return _why_float_sum(node, index)
+        return _why_float_sum(node)
     if node.op_type in _POOLS:
         reasons = [_why_float(*reader, whole) for reader in _behind(node.outputs[0])]
         return "what reads its result computes in float" if reasons and all(reasons) else ""
     return f"no kernel computes {node.op_type} on integers"
 
 
-def _why_float_sum(add: ir.Node, index: int) -> str:
-    """A sum takes integers on the branch that is no convolution's own, if the other one is."""
-    ends = [at for at, value in enumerate(add.inputs) if _ends_in_convolution(value)]
-    if not ends:
-        return "sums of transformers stay in high precision"
-    own = [at for at in ends if _is_read_once(add.inputs[at])]
-    return "the convolution keeps the sum as its epilogue" if index == (own or ends)[-1] else ""
+def _why_float_sum(add: ir.Node) -> str:
+    """A sum takes integers where one branch ends in a convolution; the trained quantizer of either branch stays."""
+    convolutional = any(_ends_in_convolution(value) for value in add.inputs)
+    return "" if convolutional else "sums of transformers stay in high precision"
 
 
 def _ends_in_convolution(value: ir.Value | None) -> bool:
     node = None if value is None else trace_back(value)[0]
     producer = None if node is None else node.producer()
     return producer is not None and producer.op_type == "Conv"
-
-
-def _is_read_once(value: ir.Value | None) -> bool:
-    """Whether nothing else reads what a convolution gives, on the way to `value`."""
-    while value is not None and len(value.uses()) == 1:
-        producer = value.producer()
-        if producer is None or producer.op_type == "Conv":
-            return producer is not None
-        value = producer.inputs[0]
-    return False
 
 
 def _is_weight(product: ir.Node) -> bool:

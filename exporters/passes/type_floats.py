@@ -8,7 +8,8 @@ Any other scale keeps its float32 bits, and its node works in float32 between tw
     x (f16) ─► Cast f32 ─► Q, scale s (f32)        it is not; likewise DQ ─► Cast f16
 
 An input that reaches nothing but quantizers, through data movement alone, is quantized from float32: rounding it to
-float16 first would cost accuracy and save nothing. Its quantizer reads the same scale in float32.
+float16 first would cost accuracy and save nothing. Its quantizer reads the same scale in float32. In the same way an
+answer that an INT8 GEMM writes by itself is float32 from the start (`exporters.answering_layer`).
 
 Both ways of holding a scale compile to INT8 GEMMs with the same number of kernels; behind a float16 scale the GEMM
 writes Half, behind a float32 one it writes Float, twice the bytes. So train with scales that float16 can hold.
@@ -42,6 +43,7 @@ from exporters.module_names import MODULE_KEY, label_of
 from exporters.passes.float_islands import (
     F32,
     KEPT_KEY,
+    answering_products,
     behind_constants,
     control_flow,
     from_integers,
@@ -91,7 +93,7 @@ class TypeFloats:
         wide = {
             *(node for node in graph if node.op_type in QDQ and node.inputs[1] in scales),
             *(node for node in graph if KEPT_KEY in node.metadata_props),
-            *(quantized_inputs(graph) if self.io_types == "keep" else ()),
+            *(quantized_inputs(graph) | answering_products(graph) if self.io_types == "keep" else ()),
             *control_flow(graph),
             *whole,
             *(_readers(large) if amax else _bounded(graph, large, self.float_type)),

@@ -8,19 +8,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
 
 import deploy
+from calibration.rows import all_of
+from calibration.samples import load_samples
 from deploy.bundle import hash_file, hash_files
 from deploy.conversion import Conversion, convert
 from deploy.inspect import Inspection, inspect
 from deploy.job import Precision
 from deploy.manifest import Manifest, read_manifest
 from deploy.onnxruntime_api import open_session
+from exporters.checkpoint import load_student
 from exporters.linears import find_linears
+from exporters.student import sample_specs
 from exporters.student_file import read_student
 from profiles.errors import GpusqError
 from students.fashion_vit.sample import labelled_images, student_path, teacher_path
@@ -76,18 +81,41 @@ def test_float32_model_agrees_with_the_fake_quantized_student(manifests: dict[st
 
 @pytest.mark.parametrize("profile", GPU_PROFILES)
 def test_float16_model_loses_nothing_measurable(manifests: dict[str, Manifest], profile: str) -> None:
-    """994 and 997 of 1,000 classes are the student's here, and which near ties fall elsewhere is the rounding's choice.
-
-    For the A100 attention is written with MatMul and Softmax, so onnxruntime rounds the scores to float16; the fused
-    kernel does not. The accuracy is what must stay.
-    """
     verified = manifests[profile].verified
     assert verified is not None
     assert verified.agreement is not None
-    assert verified.agreement >= 0.993
+    assert verified.agreement >= 0.99  # what is missing are near ties, as the next test shows
     assert verified.onnx_top1 is not None
     assert verified.student_top1 is not None
     assert abs(verified.onnx_top1 - verified.student_top1) <= 0.003
+
+
+@pytest.fixture(scope="module")
+def logits(bundles: dict[str, Path]) -> dict[str, npt.NDArray[np.float32]]:
+    """What each bundle's model answers to the shipped images, [1000, 10]."""
+    specs = sample_specs(load_student(student_path()))
+    images = {name: all_of(rows) for name, rows in load_samples(labelled_images(), specs).inputs.items()}
+
+    def answers(path: Path) -> npt.NDArray[np.float32]:
+        session = open_session(path / "model.onnx")
+        batches = ({name: rows[at : at + 50] for name, rows in images.items()} for at in range(0, 1000, 50))
+        return np.concatenate([session.run(None, batch)[0] for batch in batches])
+
+    return {profile: answers(path) for profile, path in bundles.items()}
+
+
+@pytest.mark.parametrize("profile", GPU_PROFILES)
+def test_float16_model_differs_in_near_ties_alone(logits: dict[str, npt.NDArray[np.float32]], profile: str) -> None:
+    """Rounding moves an answer by 0.015, so it decides where the two best are no more than ten times that apart.
+
+    21 of the 1,000 images have such a margin below 0.2, and 3 to 6 of them get another class, whichever way the
+    attention is written and whether its scores are float16 or float32.
+    """
+    exact, rounded = logits["cpu"], logits[profile]
+    assert np.sqrt(np.square(rounded - exact).mean()) < 0.02
+    best = np.sort(exact, axis=1)
+    margins = best[:, -1] - best[:, -2]
+    assert margins[exact.argmax(axis=1) != rounded.argmax(axis=1)].max() < 0.15
 
 
 def test_verified_accuracy_is_the_one_that_training_wrote_down(manifests: dict[str, Manifest]) -> None:

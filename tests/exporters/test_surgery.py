@@ -159,16 +159,16 @@ def test_answers_as_the_fake_quantized_student(
             "float16",
             [
                 *("LowerAttention", "ShareKeyHeads", "LowerAttention"),
-                *("ShareConcatScales", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"),
+                *("QuantizePools", "ShareConcatScales", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"),
             ],
         ),
-        ("a100", "float32", ["LowerAttention", "ShareConcatScales", "SplitPacked", "FoldConstants"]),
+        ("a100", "float32", ["LowerAttention", "QuantizePools", "ShareConcatScales", "SplitPacked", "FoldConstants"]),
         (
             "agx-orin",
             "float16",
             [
                 *("LowerAttention", "LowerRmsNorm", "LowerRotary"),
-                *("ShareConcatScales", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"),
+                *("QuantizePools", "ShareConcatScales", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"),
             ],
         ),
         ("cpu", "float32", ["LowerAttention", "ShareKeyHeads", "ShareConcatScales", "SplitPacked", "FoldConstants"]),
@@ -181,8 +181,16 @@ def test_order_of_the_passes(device: str, float_type: FloatType, steps: list[str
 
 def test_quantizers_are_placed_on_repaired_float_weights_in_the_form_that_is_compiled() -> None:
     target = Target(load_device("a100"), "float16", "w8a8-mha", repair_sparsity=True)
-    placing = ["LowerAttention", "RepairSparsity", "PlaceQuantizers", "LowerFakeQuantize", "RepairQdq"]
-    shaped = [*placing, "ShareConcatScales", "SplitPacked", "FoldConstants", "ClampMasks", "TypeFloats"]
+    placing = ["LowerAttention", "RepairSparsity", "AbsorbBias", "PlaceQuantizers", "LowerFakeQuantize", "RepairQdq"]
+    shaped = [
+        *placing,
+        "QuantizePools",
+        "ShareConcatScales",
+        "SplitPacked",
+        "FoldConstants",
+        "ClampMasks",
+        "TypeFloats",
+    ]
     assert names(passes_for(target)) == [*CANONICAL, *shaped, "AnnotateSparsity", "SetOpset", "NameAxes"]
 
 
