@@ -193,17 +193,27 @@ def _compiled(
     target = _target(device)
     key = (path, f"{target.compute_capability} {precision} {device.sparse is not None}")
     if key not in known:
-        known[key] = _compile_or_lower(path, device, target, precision, inputs)
+        known[key] = compiled_work(path, device, precision, inputs)
     return known[key]
 
 
-def _compile_or_lower(
-    path: Path, device: Device, target: AheadOfTime, precision: Precision | None, inputs: Sequence[Input]
+def compiled_work(
+    path: Path, device: Device, precision: Precision | None = None, inputs: Sequence[Input] = ()
 ) -> CompiledWork:
-    """The kernels of the graph as it is; of surgery's float32 one where the compiler takes no such graph."""
+    """The kernels of the graph as it is, or typed; of surgery's float32 one where the compiler takes no such graph.
+
+    Args:
+        path: an ONNX file.
+        device: compiled for its compute capability.
+        precision: types a float32 graph on the way.
+        inputs: the shapes of inputs that vary in more than the batch.
+
+    Raises:
+        GpusqError: the compiler is not there, or refused the graph.
+    """
     if precision is None and _has_float32_attention(path):
         precision = "fp32"
-    return _compile(path, device, target, precision, inputs)
+    return _compile(path, device, _target(device), precision, inputs)
 
 
 def _has_float32_attention(path: Path) -> bool:

@@ -24,6 +24,7 @@ from profiles.cross_validate import (
 from profiles.fit_gemm import SUSPECT, GemmFit, fit_gemm
 from profiles.fit_latency import fit_latency, residuals, used_rows, with_figures
 from profiles.least_squares import Fit
+from profiles.pairs import STEPS
 from profiles.published import PublishedLatency, read_latencies
 from profiles.replay import replayed_ms
 
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> None:
 
 def _uncertainty(scores: list[Score], gemms: list[Score], rows: list[PublishedLatency]) -> Uncertainty:
     by_device = next(score for score in scores if score.what == "device")
-    off = np.concatenate([np.subtract(*speedups(by_device, rows, kind)) for kind in ("int8", "2:4")])
+    off = np.concatenate([np.subtract(*speedups(by_device, rows, kind)) for kind in STEPS])
     return Uncertainty(
         gemm=gemms[-1].sigma,
         end_to_end=max(score.sigma for score in scores),
@@ -64,13 +65,13 @@ def _report(
     parameters: CostParameters,
 ) -> Iterator[str]:
     yield "left out                  n    median    p90   covered of 80 %"
-    yield _line("nothing, whole models", Score("", fit.residuals, ("",) * len(rows)))
+    yield _line("nothing, whole models", Score("", fit.residuals[: len(rows)], ("",) * len(rows)))
     yield from (_line(f"one {score.what}, whole models", score) for score in scores)
     yield from (_line(f"one {score.what}, GEMMs", score) for score in gemms)
     yield ""
     yield "speed-up                  n    median error   sign right"
-    for kind, name in (("int8", "FP16 to INT8, models"), ("2:4", "dense to 2:4, models")):
-        yield _speedup(name, *speedups(scores[1], rows, kind))
+    for step, name in zip(STEPS, ("FP16 to INT8, models", "dense to 2:4, models"), strict=True):
+        yield _speedup(name, *speedups(scores[1], rows, step))
     yield _speedup("dense to 2:4, GEMMs", *gemm_speedups(gemm))
     for score in (*scores, *gemms):
         yield ""
