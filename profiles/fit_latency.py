@@ -1,7 +1,7 @@
 """Fit what models add to GEMMs, and what programs add to models, to the published latencies of TensorRT.
 
 The speed-ups of pairs are fitted beside the latencies, as rows of their own. The errors of a pair have a part in
-common, so the difference of two residuals says more of what separates INT8 from FP16, or 2:4 from dense, than either does.
+common, so their difference says more of what separates INT8 from FP16, or 2:4 from dense, than either does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compile the published models and write their kernels, `profiles/data/works/*.json`: `python tests/profiles/compile_works.py`.
+"""Compile the published models and write their kernels, `profiles/data/works/*.json`.
 
     python tests/profiles/compile_works.py [FOLDER] [--only bert-base-128 …]
 
@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Bert:
         )
         path = folder / f"{layers}"
         if not path.is_dir():
-            transformers.BertForQuestionAnswering(config).eval().save_pretrained(path)
+            transformers.BertForQuestionAnswering(config).save_pretrained(path)
             names = ("input_ids", "attention_mask", "token_type_ids")
             given = tuple(Input(name, (BATCH, self.tokens), "int64") for name in names)
             export(path, path / "model.onnx", LoadOptions(inputs=given))
@@ -94,24 +94,24 @@ def mlp() -> object:
     return nn.Sequential(*layers)
 
 
-def _yolo(size: str) -> Named:
-    return Named(f"ultralytics:yolo11{size}.yaml", (Input("images", (BATCH, 3, 640, 640)),))
+def _of_images(spec: str, size: int = 224, name: str = "image") -> Named:
+    return Named(spec, (Input(name, (BATCH, 3, size, size)),))
 
 
 MODELS: dict[str, Bert | Named] = {
     **{f"bert-base-{tokens}": Bert(12, 768, tokens) for tokens in (128, 384)},
     **{f"bert-large-{tokens}": Bert(24, 1024, tokens) for tokens in (128, 384)},
-    "deit-t-224": Named("timm:deit_tiny_patch16_224"),
-    "deit-s-224": Named("timm:deit_small_patch16_224"),
-    "vit-b-224": Named("timm:vit_base_patch16_224"),
-    "vit-b-384": Named("timm:vit_base_patch16_384"),
-    "swin-t-224": Named("timm:swin_tiny_patch4_window7_224"),
-    "swin-b-224": Named("timm:swin_base_patch4_window7_224"),
-    "resnet-18": Named("timm:resnet18"),
-    "resnet-50": Named("timm:resnet50"),
-    "mobilenet-v2": Named("torchvision:mobilenet_v2"),
+    "deit-t-224": _of_images("timm:deit_tiny_patch16_224"),
+    "deit-s-224": _of_images("timm:deit_small_patch16_224"),
+    "vit-b-224": _of_images("timm:vit_base_patch16_224"),
+    "vit-b-384": _of_images("timm:vit_base_patch16_384", 384),
+    "swin-t-224": _of_images("timm:swin_tiny_patch4_window7_224"),
+    "swin-b-224": _of_images("timm:swin_base_patch4_window7_224"),
+    "resnet-18": _of_images("timm:resnet18"),
+    "resnet-50": _of_images("timm:resnet50"),
+    "mobilenet-v2": _of_images("torchvision:mobilenet_v2"),
     "mlp-768-3072": Named("tests.profiles.compile_works:mlp", (Input("x", (BATCH, 197, 768)),)),
-    **{f"yolo11{size}": _yolo(size) for size in "nsml"},
+    **{f"yolo11{size}": _of_images(f"ultralytics:yolo11{size}.yaml", 640, "images") for size in "nsml"},
 }
 
 
@@ -124,18 +124,18 @@ def main() -> None:
     for name in asked.only:
         with tempfile.TemporaryDirectory() as folder:
             of = MODELS[name].works
-            text = "\n".join(document(name, lambda precision, of=of, at=Path(folder): of(precision, at)))
+            text = "\n".join(document(name, {each: of(each, Path(folder)) for each in _PRECISIONS}))
         (asked.folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         print(name, flush=True)
 
 
-def document(name: str, works: Callable[[Precision], Counter[Work]]) -> Iterator[str]:
+def document(name: str, works: Mapping[Precision, Counter[Work]]) -> Iterator[str]:
     """The lines of a model's file: a kernel a line, sorted."""
     yield "{"
     yield f'  "model": "{name}",'
     yield f'  "batch": {BATCH},'
     for precision in _PRECISIONS:
-        found = [asdict(replace(work, count=count)) for work, count in works(precision).items()]
+        found = [asdict(replace(work, count=count)) for work, count in works[precision].items()]
         rows = sorted(
             json.dumps({key: _number(value) for key, value in row.items() if key != "pruned"}) for row in found
         )
