@@ -86,6 +86,8 @@ def _report(
     yield from (f"  {d} {k}{' 2:4' if s else ''}: {why}" for (d, k, s), why in SUSPECT.items())
     yield ""
     yield from _inconsistent(parameters)
+    yield ""
+    yield from _other_software(parameters)
 
 
 def _line(name: str, score: Score) -> str:
@@ -107,6 +109,25 @@ def _inconsistent(parameters: CostParameters) -> Iterator[str]:
     triton = [row for row in used_rows() if "Triton" in row.software]
     for row, off in zip(triton, residuals(parameters, triton), strict=True):
         yield f"  {row.device}, {row.model} {row.size} batch {row.batch}, {row.software[:18]}: {np.exp(off):.2f}"
+
+
+def _other_software(parameters: CostParameters) -> Iterator[str]:
+    """Rows that are not fitted, beside the prediction of TensorRT: how much slower that software is, and how evenly."""
+    yield "other software, not fitted (published / predicted for TensorRT, spread around it, speed-ups FP16 to INT8):"
+    reason = "other software's kernels"
+    known = [row for row in read_latencies() if row.why_unused == reason and row.works and row.batch]
+    for program in sorted({row.program for row in known}):
+        rows = [row for row in known if row.program == program]
+        errors = residuals(parameters, rows)
+        pairs = Score(program, errors, (program,) * len(rows))
+        spread = 100 * float(np.median(np.abs(errors - np.median(errors))))
+        published, predicted = speedups(pairs, rows, "int8")
+        told = (
+            f", {len(published)} pairs {100 * np.median(np.abs(published - predicted)):.1f} % off"
+            if len(published)
+            else ""
+        )
+        yield f"  {program:12} {len(rows):4} rows: {np.exp(-np.median(errors)):.2f} times, {spread:.1f} %{told}"
 
 
 def to_toml(parameters: CostParameters) -> str:

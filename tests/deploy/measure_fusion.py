@@ -1,4 +1,4 @@
-"""The fusion model beside the compiler, model by model: `python tests/deploy/measure_fusion.py deit.onnx resnet.onnx …`.
+"""The fusion model beside the compiler: `python tests/deploy/measure_fusion.py deit.onnx resnet.onnx …`.
 
 One row of a Markdown table for each file and precision: the kernels that TensorRT-RTX compiles for SM80, those of the
 fusion model, how many products differ in size, and what that does to the predicted latency at batch 8 on A100.
@@ -27,9 +27,8 @@ _PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 
 def main() -> None:
     """Print the table."""
-    print(
-        "| model | precision | compiled | fusion model | products that differ | latency beside |\n|---|---|---|---|---|---|"
-    )
+    heading = ("model", "precision", "compiled", "fusion model", "products that differ", "latency beside")
+    print(f"| {' | '.join(heading)} |\n|{'---|' * len(heading)}")
     for name in sys.argv[1:]:
         for precision in _PRECISIONS:
             print(row(Path(name), precision), flush=True)

@@ -20,7 +20,8 @@ BATCH = ShapeRange()
 
 # A transformer's block: fused QKV, attention written out, and an MLP, each with a residual.
 BLOCK = """<ir_version: 10, opset_import: ["": 20]>
-g (float16[8, 64, 128] x) => (float16[8, 64, 128] y) <float16[128, 384] qkv, float16[128, 128] out, float16[128, 512] up,
+g (float16[8, 64, 128] x) => (float16[8, 64, 128] y)
+  <float16[128, 384] qkv, float16[128, 128] out, float16[128, 512] up,
    float16[512, 128] down, float16[128] one, float16[128] bias, float16[1] scale,
    int64[5] split = {8, 64, 3, 2, 64}, int64[3] joined = {8, 64, 128},
    int64 q = {0}, int64 k = {1}, int64 v = {2}> {
