@@ -87,18 +87,20 @@ def kinds(works: list[ModelWork] | tuple[ModelWork, ...]) -> Counter[str]:
 
 def products(works: list[ModelWork] | tuple[ModelWork, ...]) -> Counter[tuple[object, ...]]:
     found = [each.work for each in works if each.work.m]
-    return Counter((work.kind, work.number, work.m, work.n, work.k, work.groups) for work in found)
+    # The compiler may write Q, K and V as three products of a third of the width.
+    return Counter((work.kind, work.number, work.m, work.n * work.groups, work.k) for work in found)
 
 
 @pytest.mark.skipif(not tensorrt_api.has_api("tensorrt-rtx"), reason="tensorrt-rtx is not installed")
 @pytest.mark.parametrize("text", [BLOCK, NET], ids=["block", "net"])
-def test_products_are_those_of_the_compiled_plan_and_kernels_as_many_but_one(text: str, tmp_path: Path) -> None:
+def test_products_are_those_of_the_compiled_plan_and_kernels_as_many_but_two(text: str, tmp_path: Path) -> None:
     model = graph(text)
     ir.save(model, tmp_path / "g.onnx")
     compiled = compiled_work(tmp_path / "g.onnx", load_device("a100")).works
     fused = works_of(fused_kernels(model, BATCH, {}))
     assert products(fused) == products(compiled)
-    assert abs(len(fused) - len(compiled)) <= 1
+    # What the compiler has more are changes of layout where images come in.
+    assert 0 <= len(compiled) - len(fused) <= 2
 
 
 def test_a_block_is_four_products_an_attention_and_what_lies_between() -> None:
