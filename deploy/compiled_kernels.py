@@ -11,6 +11,7 @@ TensorRT-RTX ends its verbose log with one message that begins `Layers:` and has
 | correlation, convolution, deconv | convolution |
 | runtime_fusion | fused-gemm: a GEMM with its epilogue |
 | kgen `_gemm_mha…` or `_gemv_mha…` (one query), runtime_function | attention, fused |
+| runtime_function `__myl_…` | pointwise: the operations in its name, such as a concatenation |
 | kgen | pointwise: arithmetic, reductions, data movement |
 | maxpool, avgpool | pooling |
 | signal, wait, shape_call | no kernel |
@@ -158,11 +159,18 @@ def read_kernels(log: Sequence[str]) -> Iterator[CompiledKernel]:
         match = _LAYER.match(line)
         if match is None or match["type"] in NO_KERNELS:
             continue
-        kind = "attention" if ATTENTION.search(match["name"]) else _KINDS.get(match["type"], "other")
+        kind = _kind(match["name"], match["type"])
         inputs, constants, outputs = (tuple(_tensors(match[key])) for key in ("inputs", "constants", "outputs"))
         yield CompiledKernel(
             match["name"], kind, inputs, constants, outputs, tuple(ONNX_NODE.findall(match["meta"])), match["tactic"]
         )
+
+
+def _kind(name: str, layer_type: str) -> str:
+    if ATTENTION.search(name):
+        return "attention"
+    generated = layer_type == "runtime_function" and name.startswith("__myl_")
+    return "pointwise" if generated else _KINDS.get(layer_type, "other")
 
 
 def _tensors(text: str) -> Iterator[CompiledTensor]:

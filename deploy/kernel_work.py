@@ -4,7 +4,7 @@
 |---|---|
 | gemm, fused-gemm | the largest constant is the weight, the activation's last axis is K; without one, the two inputs |
 | convolution | weight [N, K / kernel, kernel…], output [batch, N, …], groups by the activation's channels |
-| attention | queries [heads, M, K], the first input, and keys and values [heads, N, K], the others |
+| attention | its output [heads, M, K], and keys and values [heads, N, K], or Q, K and V in one [rows, 3 × width] |
 | others | the bytes of their tensors |
 
 TensorRT-RTX leaves the arithmetic behind an INT8 product, `dequantize + bias + ReLU + quantize`, to a kernel of its
@@ -42,7 +42,7 @@ _KINDS: dict[str, Kind] = {
 }
 # The names of generated kernels list their operations in four letters; these work value by value.
 _BY_VALUE = re.compile(
-    r"__myl_(?:Mul|Cast|Add|Sub|Div|Relu|Min|Max|Roun|Erf|Tanh|Sigm|Exp|Neg|Clip|Resh|Move|Pow|Sele|Wher|Rcp|Conc)+_myl"
+    r"__myl_(?:Mul|Cast|Add|Sub|Div|Relu|Silu|Gelu|Min|Max|Roun|Erf|Tanh|Sigm|Exp|Neg|Clip|Resh|Move|Pow|Sele|Wher|Rcp|Conc)+_myl"
 )
 
 
@@ -148,11 +148,31 @@ def _with_epilogue(product: Work, epilogue: Work) -> Work:
 
 
 def pruned_nodes(model: ir.Model, device: Device) -> frozenset[str]:
-    """The names of the nodes whose weight a sparse kernel of `device` can take."""
+    """The names of the nodes whose weight is 2:4 and that TensorRT's builder has a sparse kernel of `device` for.
+
+    NVIDIA reports sparse INT8 kernels chosen only where what the product writes stays INT8, so an INT8 product that
+    writes float counts as dense.
+    """
     if device.sparse is None:
         return frozenset()
     return frozenset(
-        linear.node.name or "" for linear in find_linears(model.graph) if sparsity_of(linear, device.sparse).eligible
+        linear.node.name or ""
+        for linear in find_linears(model.graph)
+        if sparsity_of(linear, device.sparse).eligible and (linear.input_q is None or _writes_int8(linear.node))
+    )
+
+
+def _writes_int8(node: ir.Node) -> bool:
+    """Whether all that becomes of its output, behind a bias and a ReLU, is quantized."""
+    readers = [use.node for use in node.outputs[0].uses()]
+    if len(readers) == 1 and (readers[0].op_type == "Relu" or _adds_constant(readers[0])):
+        return _writes_int8(readers[0])
+    return bool(readers) and all(reader.op_type == "QuantizeLinear" for reader in readers)
+
+
+def _adds_constant(node: ir.Node) -> bool:
+    return node.op_type == "Add" and any(
+        value is not None and (value.is_initializer() or value.const_value is not None) for value in node.inputs
     )
 
 
@@ -181,11 +201,11 @@ def work_of(kernel: CompiledKernel, pruned: Collection[str] = ()) -> Work:
 
 
 def _kind(kernel: CompiledKernel) -> Kind:
-    """What the compiler calls it; but a grouped convolution is one, even where it is fused as a GEMM is."""
+    """What the compiler calls it; but a product is a convolution by its window or groups, however it is fused."""
     weight = _weight(kernel) if kernel.kind in GEMM_KINDS and kernel.outputs else None
-    if weight is not None and _is_convolution(kernel, weight) and _convolution(kernel, weight)[3] > 1:
-        return "convolution"
-    return _KINDS.get(kernel.kind, "other")
+    if weight is None or not _is_convolution(kernel, weight):
+        return _KINDS.get(kernel.kind, "other")
+    return "convolution" if prod(weight.dims[2:]) > 1 or _convolution(kernel, weight)[3] > 1 else "gemm"
 
 
 def _weight(kernel: CompiledKernel) -> CompiledTensor | None:
@@ -252,13 +272,17 @@ def _of_two_inputs(kernel: CompiledKernel) -> tuple[float, float, float, float]:
 
 
 def _attention(kernel: CompiledKernel) -> tuple[float, float, float, float]:
-    tensors = [tensor for tensor in kernel.inputs if len(tensor.dims) >= 3]
-    if len(tensors) < 3 or not kernel.outputs:
+    """M and K from what it writes, [heads, M, K]; N from keys and values, or from Q, K and V in one tensor."""
+    written = next((tensor.dims for tensor in kernel.outputs if len(tensor.dims) >= 3), None)
+    if written is None or not kernel.inputs:
         return 0, 0, 0, 1
-    query, key, value = tensors[:3]
-    m, k = query.dims[-2], query.dims[-1]
-    keys = value.dims[-2] if value.dims[-1] == k else key.dims[-1]
-    return m, keys, k, prod(query.dims) / (m * k)
+    m, k = written[-2:]
+    heads = prod(written[:-2])
+    given = [tensor.dims for tensor in kernel.inputs if len(tensor.dims) >= 3 and k in tensor.dims[-2:]]
+    if given:
+        return m, max(prod(dims[-2:]) / k for dims in given), k, heads
+    packed = max(prod(tensor.dims) for tensor in kernel.inputs)
+    return m, packed / 3 / (heads * k), k, heads
 
 
 def _number(kernel: CompiledKernel) -> str:

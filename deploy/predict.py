@@ -3,13 +3,15 @@
     MODEL ─ compiled with TensorRT-RTX at one batch ─► kernels ─► works, scaled to each batch ─► profiles.latency
 
 A graph with a dynamic batch is compiled once, for the usual batch; the kernels of other batches are the same ones with
-M and the activations scaled. Everything that comes out is predicted; nothing is measured.
+M and the activations scaled. Where the compiler is missing or refuses, deploy.fusion_model tells the kernels.
+Everything that comes out is predicted; nothing is measured.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,22 +21,28 @@ import onnx_ir as ir
 from deploy import tensorrt_api
 from deploy.ahead_of_time import RUNTIME
 from deploy.compiled_kernels import CompiledKernel, read_kernels
+from deploy.fusion_model import fused_kernels
 from deploy.graph_file import read_graph
 from deploy.kernel_work import ModelWork, pruned_nodes, works_of
 from deploy.manifest import FILE_NAME, MODEL_FILE, is_bundle, read_manifest
 from deploy.prediction import KernelPoint, Point, Predicted, Ratio
-from deploy.tensorrt_api import ShapeRange
+from deploy.tensorrt_api import Built, ShapeRange
 from deploy.usual_shapes import usual_shapes
+from exporters.linears import find_linears
 from exporters.module_names import MODULE_KEY
+from exporters.placement import Placement
 from exporters.signature import Input
+from exporters.sparsity import sparsity_of
 from profiles.cost_parameters import load_parameters
 from profiles.device import AheadOfTime, Device, load_device
 from profiles.errors import GpusqError
 from profiles.interval import interval, speedup_interval
 from profiles.latency import Latency, latency_of
 from profiles.machine import Machine, machine_of
+from profiles.what_if import int8_ms, sparse_ms
 from profiles.work import Work
 
+_log = logging.getLogger(__name__)
 Precision = Literal["fp32", "fp16", "int8"]
 BATCHES = (1, 8, 32)
 
@@ -48,7 +56,7 @@ class CompiledWork:
         kernels: the compiled kernels that they index.
         modules: the modules of each work.
         batch: the batch that it was compiled at.
-        source: the compiler.
+        source: the compiler, or the fusion model and why.
     """
 
     works: tuple[ModelWork, ...]
@@ -125,9 +133,9 @@ def predict_point(model: Path, device: Device, batch: int, inputs: Sequence[Inpu
         inputs: the shapes of inputs that vary in more than the batch.
 
     Raises:
-        GpusqError: as of `predict`.
+        GpusqError: as of `predict`, or the compiler is there and refuses the graph.
     """
-    machine, own = machine_of(device), _compiled(model, device, None, inputs, {})
+    machine, own = machine_of(device), compiled_work(model, device, None, inputs, must_compile=True)
     return _point(device, machine, batch, latency_of(own.at(batch), machine, load_parameters()), own, None)
 
 
@@ -136,12 +144,8 @@ def _point(
 ) -> Point:
     parameters = load_parameters()
     low, high = interval(latency.ms, parameters.uncertainty, unmodelled=latency.unmodelled)
-    speedup = None
-    if other is not None:
-        slower = latency_of(other.at(batch), machine, parameters)
-        value = slower.ms / latency.ms
-        bounds = speedup_interval(value, parameters.uncertainty)
-        speedup = Ratio(value=value, low=bounds[0], high=bounds[1], baseline_ms=slower.ms)
+    works = own.at(batch)
+    slower = None if other is None else latency_of(other.at(batch), machine, parameters).ms
     return Point(
         profile=device.name,
         device=device.title,
@@ -155,8 +159,19 @@ def _point(
         kernels=len(own.works),
         sparse_kernels=sum(time.sparse for time in latency.kernels),
         unmodelled_share=latency.unmodelled,
-        speedup=speedup,
+        speedup=None if slower is None else _ratio((slower, latency.ms)),
+        int8=_ratio(int8_ms(works, machine, parameters)),
+        sparse=_ratio(sparse_ms(works, machine, parameters)),
     )
+
+
+def _ratio(ms: tuple[float, float] | None) -> Ratio | None:
+    """The first beside the second, with its interval."""
+    if ms is None:
+        return None
+    slow, fast = ms
+    low, high = speedup_interval(slow / fast, load_parameters().uncertainty)
+    return Ratio(value=slow / fast, low=low, high=high, baseline_ms=slow)
 
 
 def _kernel_points(device: Device, batch: int, latency: Latency, own: CompiledWork) -> list[KernelPoint]:
@@ -193,17 +208,33 @@ def _compiled(
     target = _target(device)
     key = (path, f"{target.compute_capability} {precision} {device.sparse is not None}")
     if key not in known:
-        known[key] = _compile_or_lower(path, device, target, precision, inputs)
+        known[key] = compiled_work(path, device, precision, inputs)
     return known[key]
 
 
-def _compile_or_lower(
-    path: Path, device: Device, target: AheadOfTime, precision: Precision | None, inputs: Sequence[Input]
+def compiled_work(
+    path: Path,
+    device: Device,
+    precision: Precision | None = None,
+    inputs: Sequence[Input] = (),
+    *,
+    must_compile: bool = False,
 ) -> CompiledWork:
-    """The kernels of the graph as it is; of surgery's float32 one where the compiler takes no such graph."""
+    """The kernels of the graph as it is, or typed; of surgery's float32 one where the compiler takes no such graph.
+
+    Args:
+        path: an ONNX file.
+        device: compiled for its compute capability.
+        precision: types a float32 graph on the way.
+        inputs: the shapes of inputs that vary in more than the batch.
+        must_compile: whether it is an error if the compiler, where it is there, refuses the graph.
+
+    Raises:
+        GpusqError: the surgery refused the graph, or an axis has no length.
+    """
     if precision is None and _has_float32_attention(path):
         precision = "fp32"
-    return _compile(path, device, target, precision, inputs)
+    return _compile(path, device, _target(device), precision, inputs, must_compile)
 
 
 def _has_float32_attention(path: Path) -> bool:
@@ -228,37 +259,62 @@ def _target(device: Device) -> AheadOfTime:
             f"{device.name} is no GPU that the model of latency knows",
             hint="choose a GPU's profile: `gpusq profiles` lists them",
         )
-    if not tensorrt_api.has_api(RUNTIME):
-        raise GpusqError(
-            f"predicting for {device.title} needs the kernels that TensorRT-RTX compiles",
-            hint="pip install tensorrt-rtx",
-        )
     return device.ahead_of_time
 
 
 def _compile(
-    path: Path, device: Device, target: AheadOfTime, precision: Precision | None, inputs: Sequence[Input]
+    path: Path,
+    device: Device,
+    target: AheadOfTime,
+    precision: Precision | None,
+    inputs: Sequence[Input],
+    must_compile: bool,
 ) -> CompiledWork:
     with tempfile.TemporaryDirectory() as folder:
         if precision is not None:
-            path = _typed(path, device, precision, Path(folder) / path.name)
+            path = typed_graph(path, device, precision, Path(folder) / path.name)
         graph = read_graph(path)
         batch, usual = usual_shapes(graph, inputs)
-        fixed = ShapeRange(batch.usual, batch.usual, batch.usual)
-        built = tensorrt_api.build_engine(
-            path, RUNTIME, compute_capability=target.compute_capability, batch=fixed, usual=usual
-        )
+        kernels, source = _kernels(path, graph, target, batch, usual, must_compile)
         pruned = pruned_nodes(graph, device)
-    kernels = tuple(read_kernels(built.log))
     works = tuple(works_of(kernels, pruned))
     module_of = {node.name or "": node.metadata_props.get(MODULE_KEY, "") for node in graph.graph}
-    near = ", a relative of the device" if target.nearest else ""
     return CompiledWork(
         works=works,
         kernels=kernels,
         modules=tuple(_modules(each, kernels, module_of) for each in works),
         batch=_compiled_batch(graph, batch.usual),
-        source=f"TensorRT-RTX {built.runtime_version} for {target.compute_capability}{near}",
+        source=source,
+    )
+
+
+def _kernels(
+    path: Path,
+    graph: ir.Model,
+    target: AheadOfTime,
+    batch: ShapeRange,
+    usual: Mapping[str, tuple[int, ...]],
+    must_compile: bool,
+) -> tuple[tuple[CompiledKernel, ...], str]:
+    """The kernels, and where they come from: the compiler, or the fusion model where it is missing or refuses."""
+    try:
+        built = _built(path, target, batch, usual)
+    except GpusqError as error:
+        if must_compile and tensorrt_api.has_api(RUNTIME):
+            raise
+        _log.info("%s", error)
+        return tuple(fused_kernels(graph, batch, usual)), f"the fusion model ({error.message})"
+    near = ", a relative of the device" if target.nearest else ""
+    source = f"TensorRT-RTX {built.runtime_version} for {target.compute_capability}{near}"
+    return tuple(read_kernels(built.log)), source
+
+
+def _built(path: Path, target: AheadOfTime, batch: ShapeRange, usual: Mapping[str, tuple[int, ...]]) -> Built:
+    if not tensorrt_api.has_api(RUNTIME):
+        raise GpusqError("TensorRT-RTX is not installed", hint="pip install tensorrt-rtx")
+    fixed = ShapeRange(batch.usual, batch.usual, batch.usual)
+    return tensorrt_api.build_engine(
+        path, RUNTIME, compute_capability=target.compute_capability, batch=fixed, usual=usual
     )
 
 
@@ -274,7 +330,13 @@ def _compiled_batch(graph: ir.Model, usual: int) -> int:
     return first if isinstance(first, int) and first > 0 else usual
 
 
-def _typed(path: Path, device: Device, precision: Precision, out: Path) -> Path:
+def _has_pruned(model: ir.Model, device: Device) -> bool:
+    """Whether a weight is 2:4 and the device has kernels for it, which the builder takes where INT8 is written too."""
+    found = (sparsity_of(linear, None).pattern for linear in find_linears(model.graph))
+    return device.sparse is not None and any(pattern == "2:4" for pattern in found)
+
+
+def typed_graph(path: Path, device: Device, precision: Precision, out: Path) -> Path:
     """The graph as surgery types it; the scales do not matter to a latency, so any stand in for measured ones."""
     from exporters.graph_student import read_graph as read_student
     from exporters.save_onnx import save_onnx
@@ -282,7 +344,10 @@ def _typed(path: Path, device: Device, precision: Precision, out: Path) -> Path:
 
     model = read_student(path).export(scales=precision == "int8").model
     float_type = "float32" if precision == "fp32" else device.onnx.float_type
-    target = Target(device, float_type, "w8a8-linear" if precision == "int8" else "as-trained")
+    placement: Placement = (
+        "as-trained" if precision != "int8" else "sparse-int8" if _has_pruned(model, device) else "w8a8-linear"
+    )
+    target = Target(device, float_type, placement)
     surgery(model, target, lambda _, names: dict.fromkeys(names, 1.0))
     save_onnx(model, out)
     return out

@@ -40,6 +40,8 @@ class Point(Record):
     sparse_kernels: int = Field(description="For how many a 2:4 kernel is the faster.")
     unmodelled_share: float = Field(description="Share of the time in kernels whose bytes alone were counted.")
     speedup: Ratio | None = Field(default=None, description="None where there is no baseline.")
+    int8: Ratio | None = Field(default=None, description="What INT8 products bring beside float16 ones, all dense.")
+    sparse: Ratio | None = Field(default=None, description="What 2:4 weights in every layer bring beside dense ones.")
 
 
 class KernelPoint(Record):
@@ -74,15 +76,25 @@ class Predicted(Record):
         first = self.points[0]
         return "\n".join(
             [
-                f"{self.model}: predicted, not measured; kernels from {self.source}",
+                f"{self.model}: predicted, not measured; kernels: by {self.source}",
                 "",
                 text_table([_HEADING, *(_row(point) for point in self.points)]),
                 "",
                 f"slowest on {first.profile} at batch {first.batch}:",
                 text_table([("module", "ms", "share", "bound by"), *self._slowest(first)]),
+                "",
+                text_table([_QUESTIONS, *map(self._answers, self.points)]),
                 *_remarks(self),
             ]
         )
+
+    def _answers(self, point: Point) -> tuple[str, ...]:
+        """Is INT8 worth it here, will 2:4 help at this batch, and which layer holds the model back."""
+        modules = self.modules(point.profile, point.batch)
+        slowest = max(modules, key=lambda name: modules[name])
+        share = modules[slowest] / point.latency_ms
+        held = f"{slowest}, {100 * share:.0f} % of the time"
+        return (point.profile, str(point.batch), _verdict(point.int8), _verdict(point.sparse), held)
 
     def modules(self, profile: str, batch: int) -> dict[str, float]:
         """Milliseconds of each module at one point; a kernel of several counts for the first."""
@@ -106,6 +118,17 @@ class Predicted(Record):
 
 
 _HEADING = ("profile", "batch", "latency ms", "80 % interval", "per s", "speed-up", "bound by", "2:4 kernels")
+
+
+_QUESTIONS = ("profile", "batch", "INT8 worth it?", "2:4 in all layers?", "held back by")
+_WORTH = 1.05
+
+
+def _verdict(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return "no such kernels"
+    word = "no" if ratio.value < _WORTH else "yes" if ratio.low > 1 else "perhaps"
+    return f"{word}, {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _row(point: Point) -> tuple[str, ...]:

@@ -40,8 +40,11 @@ class KernelParameters(Record):
 
     launch_cycles: float = Field(description="From one kernel to the next, its own start and end, at boost clock.")
     start_us: float = Field(description="Once for each run of the model, µs.")
-    int8_gain: float = Field(description="Dense INT8 kernels of TensorRT beside those of cuBLASLt.")
-    sparse_gain: float = Field(description="2:4 kernels of TensorRT beside those of cuSPARSELt.")
+    int8_gain: float = Field(description="Share of the peak that INT8 kernels keep, beside float16's.")
+    int8_power: float = Field(
+        default=1.0, description="Power of tensor cores busy with INT8 beside those busy with float16."
+    )
+    sparse_gain: float = Field(description="Share of the doubled peak that 2:4 kernels keep, beside dense ones.")
     convolution_share: float = Field(description="A convolution's kernel beside a GEMM's.")
     attention_share: float = Field(description="Share of the sustained peak that a fused attention keeps.")
     jetson_share: float = Field(default=1.0, description="GEMMs and attentions on a Jetson beside those on a board.")

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from profiles.fit_gemm import SUSPECT, THIN, GemmFit, Series, all_series, generic
-from profiles.fit_latency import residuals, with_figures
+from profiles.fit_latency import residuals, with_figures, with_pairs
 from profiles.least_squares import Fit
+from profiles.pairs import Step, pairs_of
 from profiles.published import PublishedLatency
 
 Array = npt.NDArray[np.float64]
@@ -85,7 +86,7 @@ def latency_score(what: str, fit: Fit, gemm: GemmFit, rows: Sequence[PublishedLa
     errors = np.zeros(len(rows))
     for group in sorted(set(groups)):
         own = np.array([each == group for each in groups])
-        parameters = with_figures(fit.without(own), gemm.parameters, gemm.sustained)
+        parameters = with_figures(fit.without(with_pairs(own, rows)), gemm.parameters, gemm.sustained)
         errors[own] = residuals(parameters, [row for row, left_out in zip(rows, own, strict=True) if left_out])
     return Score(what, errors, groups)
 
@@ -135,34 +136,15 @@ def gemm_speedups(gemm: GemmFit) -> tuple[Array, Array]:
     return np.concatenate(published), np.concatenate(predicted)
 
 
-def speedups(score: Score, rows: Sequence[PublishedLatency], kind: str) -> tuple[Array, Array]:
-    """Return log speed-ups of whole models, published and predicted: `kind` is `int8` or `2:4`."""
-    published, predicted = [], []
-    slow = {_pair_key(row, kind): index for index, row in enumerate(rows) if _is_slow(row, kind)}
-    for index, row in enumerate(rows):
-        partner = slow.get(_pair_key(row, kind))
-        if partner is None or _is_slow(row, kind) or not _is_fast(row, kind):
-            continue
-        true = float(np.log(rows[partner].latency_ms / row.latency_ms))
-        published.append(true)
-        predicted.append(true + score.errors[partner] - score.errors[index])
-    return np.array(published), np.array(predicted)
+def speedups(score: Score, rows: Sequence[PublishedLatency], step: Step) -> tuple[Array, Array]:
+    """Return log speed-ups of whole models, published and predicted."""
+    pairs = pairs_of(rows, step)
+    published = np.array([np.log(rows[slow].latency_ms / rows[fast].latency_ms) for slow, fast in pairs])
+    off = np.array([score.errors[slow] - score.errors[fast] for slow, fast in pairs])
+    return published, published + off
 
 
 def sign_right(published: Array, predicted: Array) -> float:
     """Share of the cases beyond ±5 % whose sign is predicted."""
     worth = np.abs(published) > np.log(1 + _WORTH)
     return float((np.sign(published[worth]) == np.sign(predicted[worth])).mean()) if worth.any() else float("nan")
-
-
-def _pair_key(row: PublishedLatency, kind: str) -> tuple[object, ...]:
-    type_of = row.number if kind == "2:4" else ""
-    return row.device, row.works, row.size, row.batch, row.page, row.software.split(" p9")[0], type_of
-
-
-def _is_slow(row: PublishedLatency, kind: str) -> bool:
-    return not row.pruned and (kind == "2:4" or row.number == "fp16")
-
-
-def _is_fast(row: PublishedLatency, kind: str) -> bool:
-    return row.pruned if kind == "2:4" else row.number == "int8" and not row.pruned

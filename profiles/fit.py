@@ -24,6 +24,7 @@ from profiles.cross_validate import (
 from profiles.fit_gemm import SUSPECT, GemmFit, fit_gemm
 from profiles.fit_latency import fit_latency, residuals, used_rows, with_figures
 from profiles.least_squares import Fit
+from profiles.pairs import STEPS
 from profiles.published import PublishedLatency, read_latencies
 from profiles.replay import replayed_ms
 
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> None:
 
 def _uncertainty(scores: list[Score], gemms: list[Score], rows: list[PublishedLatency]) -> Uncertainty:
     by_device = next(score for score in scores if score.what == "device")
-    off = np.concatenate([np.subtract(*speedups(by_device, rows, kind)) for kind in ("int8", "2:4")])
+    off = np.concatenate([np.subtract(*speedups(by_device, rows, kind)) for kind in STEPS])
     return Uncertainty(
         gemm=gemms[-1].sigma,
         end_to_end=max(score.sigma for score in scores),
@@ -64,13 +65,13 @@ def _report(
     parameters: CostParameters,
 ) -> Iterator[str]:
     yield "left out                  n    median    p90   covered of 80 %"
-    yield _line("nothing, whole models", Score("", fit.residuals, ("",) * len(rows)))
+    yield _line("nothing, whole models", Score("", fit.residuals[: len(rows)], ("",) * len(rows)))
     yield from (_line(f"one {score.what}, whole models", score) for score in scores)
     yield from (_line(f"one {score.what}, GEMMs", score) for score in gemms)
     yield ""
     yield "speed-up                  n    median error   sign right"
-    for kind, name in (("int8", "FP16 to INT8, models"), ("2:4", "dense to 2:4, models")):
-        yield _speedup(name, *speedups(scores[1], rows, kind))
+    for step, name in zip(STEPS, ("FP16 to INT8, models", "dense to 2:4, models"), strict=True):
+        yield _speedup(name, *speedups(scores[1], rows, step))
     yield _speedup("dense to 2:4, GEMMs", *gemm_speedups(gemm))
     for score in (*scores, *gemms):
         yield ""
@@ -85,6 +86,8 @@ def _report(
     yield from (f"  {d} {k}{' 2:4' if s else ''}: {why}" for (d, k, s), why in SUSPECT.items())
     yield ""
     yield from _inconsistent(parameters)
+    yield ""
+    yield from _other_software(parameters)
 
 
 def _line(name: str, score: Score) -> str:
@@ -106,6 +109,25 @@ def _inconsistent(parameters: CostParameters) -> Iterator[str]:
     triton = [row for row in used_rows() if "Triton" in row.software]
     for row, off in zip(triton, residuals(parameters, triton), strict=True):
         yield f"  {row.device}, {row.model} {row.size} batch {row.batch}, {row.software[:18]}: {np.exp(off):.2f}"
+
+
+def _other_software(parameters: CostParameters) -> Iterator[str]:
+    """Rows that are not fitted, beside the prediction of TensorRT: how much slower that software is, and how evenly."""
+    yield "other software, not fitted (published / predicted for TensorRT, spread around it, speed-ups FP16 to INT8):"
+    reason = "other software's kernels"
+    known = [row for row in read_latencies() if row.why_unused == reason and row.works and row.batch]
+    for program in sorted({row.program for row in known}):
+        rows = [row for row in known if row.program == program]
+        errors = residuals(parameters, rows)
+        pairs = Score(program, errors, (program,) * len(rows))
+        spread = 100 * float(np.median(np.abs(errors - np.median(errors))))
+        published, predicted = speedups(pairs, rows, "int8")
+        told = (
+            f", {len(published)} pairs {100 * np.median(np.abs(published - predicted)):.1f} % off"
+            if len(published)
+            else ""
+        )
+        yield f"  {program:12} {len(rows):4} rows: {np.exp(-np.median(errors)):.2f} times, {spread:.1f} %{told}"
 
 
 def to_toml(parameters: CostParameters) -> str:

@@ -68,6 +68,7 @@ def gemm_times(
     splits: bool = True,
     overlap: float = 1.0,
     kept: float = 0.0,
+    share: float | None = None,
 ) -> GemmTimes:
     """Return the times of GEMMs [m, k] × [k, n], without the launch.
 
@@ -85,20 +86,23 @@ def gemm_times(
         splits: whether K may be split over several tiles.
         overlap: share of the activation's values that a tile takes: less than one where rows share them.
         kept: share of the weights that L2 still holds from the last run of the model.
+        share: share of the sustained peak that the kernels keep; the library's that was measured where it is left out.
         warm: whether the same problem ran just before, as in a benchmark, so that L2 holds the operands that fit.
     """
     m, n, k, groups = (np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in (m, n, k, groups))
     width = BYTES[number]
-    share = _WEIGHT_SHARE[int(width * 8)] if sparse else 1.0
+    stored = _WEIGHT_SHARE[int(width * 8)] if sparse else 1.0
+    if share is None:
+        share = parameters.share(machine.architecture, number, sparse=sparse)
     waves = np.ceil(np.ceil(m / _TILE_M) * np.ceil(n / _TILE_N) * _SPLIT * groups / machine.sms)
     length = k / _SPLIT + parameters.ramp_bytes / width
-    math = waves * 2 * _TILE_M * _TILE_N * length / (_rate(machine, parameters, number, sparse) / machine.sms)
+    math = waves * 2 * _TILE_M * _TILE_N * length / (_rate(machine, number, sparse) * share / machine.sms)
     taken = parameters.feed_bytes_per_clock[generation(machine)] * machine.clock
-    feed = waves * (_TILE_M * overlap + _TILE_N * share) * length * width / taken
+    feed = waves * (_TILE_M * overlap + _TILE_N * stored) * length * width / taken
     a = m * k * width * groups if read is None else np.atleast_1d(np.asarray(read, dtype=np.float64))
-    b = n * k * width * groups * share
+    b = n * k * width * groups * stored
     c = m * n * groups * max(width, 2.0) if written is None else np.atleast_1d(np.asarray(written, dtype=np.float64))
-    wave_reads = 2 * np.sqrt(machine.sms * _TILE_M * _TILE_N * share) * k * width * waves / _SPLIT
+    wave_reads = 2 * np.sqrt(machine.sms * _TILE_M * _TILE_N * stored) * k * width * waves / _SPLIT
     reread = np.where(a + b < machine.l2, 0.0, np.maximum(0.0, np.minimum(wave_reads, 64 * (a + b)) - a - b))
     moved = a + b * (1 - kept + kept / parameters.l2_speedup) + c + reread
     bandwidth = machine.bandwidth * parameters.bandwidth_share
@@ -115,16 +119,20 @@ def gemm_times(
     return GemmTimes(total[best, columns], math[best, columns], memory[best, columns])
 
 
-def _rate(machine: Machine, parameters: GemmParameters, number: str, sparse: bool) -> float:
-    """Operations a µs that the best kernel of the type keeps up, on all SMs."""
+def _rate(machine: Machine, number: str, sparse: bool) -> float:
+    """Operations a µs of all SMs at the clock that they sustain."""
     rates = machine.sparse if sparse else machine.dense
     if number not in rates:
         raise GpusqError(
             f"{machine.name} has no {number} rate in its profile, so a kernel of that type cannot be predicted",
             hint="choose another --precision; `gpusq profiles` shows the rates of a device",
         )
-    clock = 1.0 if number in machine.halved else machine.sustained
-    return rates[number] * parameters.share(machine.architecture, number, sparse=sparse) * clock
+    return rates[number] * clock_share(machine, number)
+
+
+def clock_share(machine: Machine, number: str) -> float:
+    """Share of the boost clock that products of that type sustain."""
+    return 1.0 if number in machine.halved else machine.sustained
 
 
 def generation(machine: Machine) -> str:

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from profiles.cost_parameters import CostParameters
-from profiles.gemm_time import gemm_times
+from profiles.gemm_time import clock_share, gemm_times
 from profiles.machine import Machine
-from profiles.work import Work
+from profiles.work import BYTES, Work
 
 Array = npt.NDArray[np.float64]
 _NARROW = 8  # outputs of a group; below, a kernel multiplies on the CUDA cores, and its bytes bound it
@@ -101,15 +101,10 @@ def _of_products(
     *,
     sparse: bool,
 ) -> list[KernelTime]:
-    kernel, convolution = parameters.kernel, kind == "convolution"
-    gain = kernel.convolution_share if convolution else _jetson(machine, parameters)
-    if number == "int8" and not sparse and not convolution:
-        gain *= kernel.int8_gain
-    if sparse:
-        gain *= kernel.sparse_gain
+    convolution = kind == "convolution"
     speedup = parameters.gemm.l2_speedup
     times = gemm_times(
-        _faster(machine, gain),
+        machine,
         parameters.gemm,
         number,
         *([getattr(work, axis) for work in works] for axis in ("m", "n", "k")),
@@ -118,6 +113,7 @@ def _of_products(
         overlap=_OVERLAP if convolution else 1.0,
         splits=not convolution,
         kept=kept,
+        share=_share(machine, parameters, number, convolution=convolution, sparse=sparse),
         read=[_from_memory(work.read, machine, speedup) for work in works],
         written=[_from_memory(work.written, machine, speedup) for work in works],
     )
@@ -128,14 +124,15 @@ def _of_products(
     ]
 
 
-def _faster(machine: Machine, gain: float) -> Machine:
-    if gain == 1.0:
-        return machine
-    return replace(
-        machine,
-        dense={kind: rate * gain for kind, rate in machine.dense.items()},
-        sparse={kind: rate * gain for kind, rate in machine.sparse.items()},
-    )
+def _share(machine: Machine, parameters: CostParameters, number: str, *, convolution: bool, sparse: bool) -> float:
+    """Share of the sustained peak that TensorRT's products keep: float16's on that architecture, and the gains."""
+    kernel = parameters.kernel
+    share = parameters.gemm.share(machine.architecture, "fp16", sparse=False) * _jetson(machine, parameters)
+    if BYTES[number] == 1:
+        share *= kernel.int8_gain * min(1 / machine.sustained, kernel.int8_power ** (-1 / 3))
+    if convolution:
+        share *= kernel.convolution_share
+    return share * kernel.sparse_gain if sparse else share
 
 
 def _jetson(machine: Machine, parameters: CostParameters) -> float:
@@ -144,7 +141,7 @@ def _jetson(machine: Machine, parameters: CostParameters) -> float:
 
 def _attention(work: Work, machine: Machine, parameters: CostParameters) -> KernelTime:
     number = work.number if work.number in machine.dense else "fp16"
-    clock = 1.0 if number in machine.halved else machine.sustained
+    clock = clock_share(machine, number)
     # One block takes 64 queries of a head; SMs without one wait.
     blocks = float(np.ceil(work.m / 64) * work.groups)
     waves = np.ceil(blocks / machine.sms) / (blocks / machine.sms)

@@ -141,7 +141,17 @@ class PublishedLatency:
     @property
     def is_int8_throughout(self) -> bool:
         """Whether its kernels pass INT8 to each other: NVIDIA's BERT demo does so with plugins of its own."""
-        return "demo/BERT" in self.source and self.number == "int8"
+        return self.is_demo and self.number == "int8"
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether NVIDIA's BERT demo ran it, whose attention is a plugin."""
+        return "demo/BERT" in self.source
+
+    @property
+    def program(self) -> str:
+        """What ran it, as the cost model's `software` calls it: `demo`, or the first word of the software."""
+        return "demo" if self.is_demo else self.software.split()[0].casefold()
 
     @property
     def rows(self) -> float | None:
@@ -153,6 +163,8 @@ class PublishedLatency:
         """Why the fit does not use it; empty where it does."""
         if "DLA" in self.device:
             return "runs on the DLA"
+        if self.device == "Orin_NX_TRT" and self.batch == _OFFLINE_BATCH:
+            return "runs on GPU and DLA at once"
         if self.profile is None:
             return "no profile of the device"
         if not self.is_tensorrt:

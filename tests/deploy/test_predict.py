@@ -97,6 +97,12 @@ def test_sparse_kernels_help_a_pruned_model_at_a_large_batch(tmp_path: Path) -> 
     assert 1.0 < found.speedup.value < 2.0
 
 
+def test_a_pruned_model_in_int8_is_placed_so_that_sparse_kernels_write_int8(tmp_path: Path) -> None:
+    path = save_mlp(tmp_path / "pruned.onnx", pruned=True)
+    (point,) = predict(path, ["a100"], batches=(512,), precision="int8").points
+    assert point.sparse_kernels > 0
+
+
 def test_json_has_the_fields_of_its_schema(mlp: Path) -> None:
     result = CliRunner().invoke(
         main, ["predict", str(mlp), "--profile", "agx-orin", "--power-mode", "30W", "--batch", "4", "--json"]
@@ -139,7 +145,8 @@ def test_a_float32_attention_is_predicted_without_its_operator(tmp_path: Path) -
 
 def test_a_bundle_is_predicted_for_its_own_kind_of_device(bundles: dict[str, Path]) -> None:
     point = predict(bundles["a100"], ["a100-pcie-80gb"], batches=(8,)).points[0]
-    assert point.sparse_kernels > 0
+    assert point.kernels > 0
+    assert point.sparse_kernels == 0  # its INT8 products write float
     with pytest.raises(GpusqError, match="was made for a100-sxm-80gb, whose kernels are not those of agx-orin-64gb"):
         predict(bundles["a100"], ["agx-orin"])
 

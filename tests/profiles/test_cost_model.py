@@ -135,6 +135,7 @@ def test_every_published_row_is_fitted_or_has_a_reason() -> None:
     assert {row.why_unused for row in rows} == {
         "",
         "runs on the DLA",
+        "runs on GPU and DLA at once",
         "no profile of the device",
         "other software's kernels",
         "no kernels of the model",
