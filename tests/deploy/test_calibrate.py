@@ -87,7 +87,7 @@ def test_scales_go_together_with_what_leaves_activations_as_they_are(tmp_path: P
     model, data, scales = two_layers(tmp_path), samples(tmp_path), tmp_path / "s.json"
     calibrate(model, scales, data)
     improve: tuple[Improvement, ...] = ("mse-weights", "error-feedback", "bias-correction")
-    asked = functools.partial(operate, model, profile="cpu", placement="w8a8-linear", improve=improve)
+    asked = functools.partial(operate, model, profile="cpu", placement="w8a8-linear", method=Method(), improve=improve)
     asked(tmp_path / "a.onnx", scales=scales, data=data)
     asked(tmp_path / "b.onnx", data=data)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
