@@ -45,7 +45,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 _FLOAT_TYPES: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 RANDOM_SAMPLES = 64
 _SEARCHES = "searches"
-_CHANGE_ACTIVATIONS: frozenset[Improvement] = frozenset({"smooth-quant", "equalize"})
+_CHANGE_ACTIVATIONS: frozenset[Improvement] = frozenset({"auto", "smooth-quant", "equalize"})
 
 
 @dataclass

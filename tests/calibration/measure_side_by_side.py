@@ -28,12 +28,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -49,9 +50,16 @@ from tests.exporters.accuracy_subjects import BATCH, SUBJECTS, UNKNOWN, Array, S
 
 MODELOPT = "GPUSQ_MODELOPT_PYTHON"
 _DRAWS = 2000
+_ABOUT_ONE = 2
+_COLUMNS = {
+    "w8a8-linear": ["modelopt", "modelopt-max", "ort-minmax", "ort-entropy", "ort-percentile", "max",
+                    "percentile 99.99", "percentile 99.999", "entropy", "mse", "least-loss", "least-loss+auto"],
+    "w4": ["modelopt-rtn", "modelopt-awq", "ort-rtn", "max", "max+auto"],
+}  # fmt: skip
 _logger = logging.getLogger(__name__)
 Scores = Mapping[str, Array]
-"""What is said of each judged input, [M], by the name of the line: more is better, but for `nll`."""
+"""What is said of each judged input, [M], by its name: more is better, but for the −log p behind `perplexity`."""
+Of = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -137,11 +145,21 @@ def column(name: str) -> Callable[[Row, Path], None]:
     return partial(ours, method=method, improve=tuple(filter(None, improve.split(","))))
 
 
-def intervals(values: Array, of: Callable[[Array], Array]) -> tuple[float, float, float]:
-    """`of` the mean of values [M], and its 95 % interval by drawing them anew."""
-    draws = np.random.default_rng(0).integers(0, len(values), (_DRAWS, len(values)))
-    low, high = np.quantile(of(values[draws].mean(axis=1)), (0.025, 0.975))
+def interval(values: Array, of: Of) -> tuple[float, float, float]:
+    """`of` the mean of values [M], and its 95 % interval."""
+    low, high = np.quantile(of(values[_drawn(len(values))].mean(axis=1)), (0.025, 0.975))
     return float(of(values.mean())), float(low), float(high)
+
+
+def difference(values: Array, other: Array, of: Of) -> tuple[float, float, float]:
+    """How much more `of` the mean of values [M] is than that of others of the same inputs, and its 95 % interval."""
+    drawn = _drawn(len(values))
+    low, high = np.quantile(of(values[drawn].mean(axis=1)) - of(other[drawn].mean(axis=1)), (0.025, 0.975))
+    return float(of(values.mean()) - of(other.mean())), float(low), float(high)
+
+
+def _drawn(count: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, count, (_DRAWS, count))
 
 
 _INT8 = """
@@ -221,28 +239,51 @@ def measured(row: Row, names: Sequence[str]) -> Iterator[tuple[str, Scores, floa
                 made.unlink()
 
 
+@dataclass
+class Told:
+    """Writes a row's lines, and remembers the others' scores."""
+
+    row: str
+    others: list[Scores] = field(default_factory=list)
+
+    def line(self, name: str, scores: Scores, seconds: float) -> str:
+        """One line of the table, in Markdown."""
+        said = []
+        for kind, values in scores.items():
+            of: Of = np.exp if kind == "perplexity" else np.asarray
+            text = f"{kind} {_told(interval(values, of), signed=False)}"
+            if self.others and name not in OTHERS:
+                better = (min if kind == "perplexity" else max)((other[kind] for other in self.others), key=np.mean)
+                text += f", Δ {_told(difference(values, better, of), signed=True)}"
+            said.append(text)
+        if name in OTHERS or name.startswith("ort-"):
+            self.others.append(scores)
+        return f"| {self.row} | {name} | {'; '.join(said)} | {seconds:.0f} s |"
+
+
+def _told(found: tuple[float, float, float], *, signed: bool) -> str:
+    digits = 4 if abs(found[0]) < _ABOUT_ONE else 2
+    mean, low, high = (f"{value:{'+' if signed else ''}.{digits}f}" for value in found)
+    return f"{mean} [{low}, {high}]"
+
+
 def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--columns", nargs="+", help="the others first: they are what ours are compared with")
+    asked = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     _logger.setLevel(logging.INFO)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--columns", nargs="+")
-    parser.add_argument("--keep", type=Path)
-    asked = parser.parse_args()
+    print("| row | column | what its answers are worth | made in |\n|---|---|---|---|")
     for name in asked.rows:
         row = ROWS[name]()
-        for column_name, scores, seconds in measured(row, asked.columns):
-            said = []
-            for line, values in scores.items():
-                of = np.exp if line == "perplexity" else (lambda x: x)
-                mean, low, high = intervals(values, of)
-                said.append(f"{line} {mean:.4f} [{low:.4f}, {high:.4f}]")
-            print(f"{name} | {column_name} | {'; '.join(said)} | {seconds:.0f} s", flush=True)
-            if asked.keep:
-                np.savez(
-                    asked.keep / f"{name}.{column_name}.npz",
-                    **{line.split(",")[0].replace(" ", "-"): v for line, v in scores.items()},
-                )
+        columns = asked.columns or _COLUMNS["w4" if row.placement == "w4" else "w8a8-linear"]
+        if MODELOPT not in os.environ:
+            columns = [column for column in columns if not column.startswith("modelopt")]
+        told = Told(row.name)
+        for column_name, scores, seconds in measured(row, columns):
+            print(told.line(column_name, scores, seconds), flush=True)
 
 
 if __name__ == "__main__":

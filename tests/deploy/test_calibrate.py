@@ -98,6 +98,7 @@ def test_scales_go_together_with_what_leaves_activations_as_they_are(tmp_path: P
     ("improve", "message", "hint"),
     [
         ("smooth-quant", "smooth-quant changes the ranges that .*s.json holds", "leave out --scales"),
+        ("auto", "auto changes the ranges that .*s.json holds", "leave out --scales"),
         ("equalize", "equalize changes the ranges that .*s.json holds", "leave out --scales"),
         ("error-feedback", "error-feedback looks at what the model does on samples", "beside --scales"),
     ],
