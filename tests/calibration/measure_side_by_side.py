@@ -8,6 +8,7 @@ A row is a model with real weights and real inputs and a placement; a column is 
 |---|---|
 | max, mse, …, least-loss | ours by `--method` |
 | mse+smooth-quant,error-feedback | the same with `--improve` |
+| max+error-feedback, float head | with `lm_head` left in float, as the others leave it |
 | ort-minmax, ort-entropy, ort-percentile | our placement with the ranges of onnxruntime's calibrator |
 | modelopt, modelopt-max | Model Optimizer whole, with its own placement: entropy, its default, or max (rows w8a8) |
 | modelopt-rtn, modelopt-awq | its INT4 by rounding to nearest, or its activation-aware clipping (row w4) |
@@ -41,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import tests.conftest  # noqa: F401  lets torchvision import
 from calibration.probes import Feed
 from exporters.improvement import IMPROVEMENTS
-from exporters.placement import Placement
+from exporters.placement import KEPT_FLOAT, Placement
 from exporters.surgery import Target, surgery
 from profiles.device import load_device
 from tests.calibration import measure_methods, photos
@@ -51,10 +52,12 @@ from tests.exporters.accuracy_subjects import BATCH, SUBJECTS, UNKNOWN, Array, S
 MODELOPT = "GPUSQ_MODELOPT_PYTHON"
 _DRAWS = 2000
 _ABOUT_ONE = 2
+_FLOAT_HEAD = ", float head"
 _COLUMNS = {
     "w8a8-linear": ["modelopt", "modelopt-max", "ort-minmax", "ort-entropy", "ort-percentile", "max",
                     "percentile 99.99", "percentile 99.999", "entropy", "mse", "least-loss", "least-loss+auto"],
-    "w4": ["modelopt-rtn", "modelopt-awq", "ort-rtn", "max", "max+auto"],
+    "w4": ["modelopt-rtn", "modelopt-awq", "ort-rtn", "max, float head", "max+error-feedback, float head",
+           "max+auto"],
 }  # fmt: skip
 _logger = logging.getLogger(__name__)
 Scores = Mapping[str, Array]
@@ -121,9 +124,12 @@ def photos_folder() -> Path:
     return Path(os.environ.get("GPUSQ_PHOTOS", photos.RESOURCES))
 
 
-def ours(row: Row, path: Path, method: str, improve: Sequence[str]) -> None:
+def ours(row: Row, path: Path, method: str, improve: Sequence[str], *, float_head: bool = False) -> None:
     """By the product's surgery."""
     model = row.model.clone()
+    for node in model.graph:
+        if float_head and (node.name or "").startswith("lm_head"):
+            node.metadata_props[KEPT_FLOAT] = "float: asked for"
 
     def measure(model: ir.Model, names: Sequence[str]) -> Mapping[str, float]:
         return METHODS[method](model, names, row.calibration)
@@ -139,10 +145,11 @@ def _save(model: ir.Model, path: Path) -> None:
 
 def column(name: str) -> Callable[[Row, Path], None]:
     """What makes the graph of a column."""
+    shown, (name, float_head) = name, (name.removesuffix(_FLOAT_HEAD), name.endswith(_FLOAT_HEAD))
     method, _, improve = name.partition("+")
     if method not in METHODS or (improve and not set(improve.split(",")) <= set(IMPROVEMENTS)):
-        raise argparse.ArgumentTypeError(f"no column {name!r}")
-    return partial(ours, method=method, improve=tuple(filter(None, improve.split(","))))
+        raise argparse.ArgumentTypeError(f"no column {shown!r}")
+    return partial(ours, method=method, improve=tuple(filter(None, improve.split(","))), float_head=float_head)
 
 
 def interval(values: Array, of: Of) -> tuple[float, float, float]:
