@@ -129,10 +129,10 @@ def _scales(reader: Reader, w: Float) -> Float:
     """The scales of `w`, so that they broadcast with it."""
     groups, _, n, _ = w.shape
     if reader.block:
-        amax = np.repeat(weight_amax(w, 1, reader.block, high=reader.high), reader.block, axis=1)
+        amax = np.repeat(weight_amax(w, 1, reader.block, low=-reader.high - 1, high=reader.high), reader.block, axis=1)
     else:
         rows = w.transpose(0, 2, 1, 3).reshape(groups * n, -1)
-        amax = weight_amax(rows, 0, high=reader.high).reshape(groups, 1, n, 1)
+        amax = weight_amax(rows, 0, low=-reader.high - 1, high=reader.high).reshape(groups, 1, n, 1)
     return np.asarray(np.where(amax > 0, amax, 1) / np.float32(reader.high), np.float32)
 
 

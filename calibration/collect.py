@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from calibration.histogram import Histogram
 from calibration.inference import Array, answer_only, as_float32, choose, feeds, fixed_batch, open_session
+from calibration.padding import without_padded
 from calibration.ranges import not_finite
 from calibration.resume import Resume
 from calibration.rows import Rows
@@ -137,7 +138,7 @@ def _collected(
         first = min(max(skipped - index * of_each, 0), of_each)
         for feed, outputs in _answers(stored, run, samples, first):
             for name, array in zip(run.tensors, outputs, strict=True):
-                found[name].add(array)
+                found[name].add(without_padded(array, feed))
                 if not found[name].finite:
                     raise not_finite(source, feed, name)
             done += 1
@@ -176,9 +177,10 @@ def _answers(
 
 
 def _where_it_lies(value: Any) -> Array:
-    """The elements of a float32 OrtValue, [size], not copied: they are there as long as it is."""
-    size = math.prod(value.shape())
-    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(value.data_ptr()))
+    """The elements of a float32 OrtValue, not copied: they are there as long as it is."""
+    shape = value.shape()
+    flat = (ctypes.c_float * math.prod(shape)).from_address(value.data_ptr())
+    return np.ctypeslib.as_array(flat).reshape(shape)
 
 
 def _session(model: ir.Model, stored: Path) -> Any:

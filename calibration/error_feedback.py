@@ -41,12 +41,16 @@ def round_with_feedback(weight: Float, hessian: Float, scale: Float, low: int, h
         high: the largest integer.
     """
     scale = np.ascontiguousarray(np.broadcast_to(scale, weight.shape), np.float32)
-    plain = np.clip(np.rint(weight / scale), low, high) * scale
     order = np.argsort(-np.diag(hessian), kind="stable")
     factor = _factor(hessian[np.ix_(order, order)])
     values = np.empty_like(weight)
     values[order] = _rounded(weight[order].astype(np.float32), factor, scale[order], low, high)
-    return Rounded(values, _error(weight - values, hessian), _error(weight - plain, hessian))
+    return Rounded(values, _error(weight - values, hessian), plain_error(weight, hessian, scale, low, high))
+
+
+def plain_error(weight: Float, hessian: Float, scale: Float, low: int, high: int) -> float:
+    """The error of plain rounding, with the same arguments."""
+    return _error(weight - np.clip(np.rint(weight / scale), low, high) * scale, hessian)
 
 
 def _rounded(w: Float, factor: Float, scale: Float, low: int, high: int) -> Float:

@@ -84,7 +84,7 @@ def _grams(graph: ir.Graph, products: Sequence[Product]) -> list[ir.Value]:
     values = {str(value.name): value for value in choose(graph, [product.tensor for product in products])}
     for product in products:
         source = values[product.tensor]
-        x, rank = probe.float32(source), len(source.shape or ())
+        x, rank = probe.kept(probe.float32(source), source), len(source.shape or ())
         columns = _patches(probe, x, product) if product.kernel else _columns(probe, x, product, rank)
         gram = probe.add("MatMul", [columns, _transposed(probe, columns, bool(product.kernel))])
         outputs.append(probe.output(gram, 3 if product.kernel else 2))

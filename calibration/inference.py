@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from calibration.feed import fit
+from calibration.padding import MASK
 from calibration.rows import Rows
 from profiles.errors import GpusqError
 
@@ -60,12 +61,13 @@ def as_float32(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
 
 
 def answer_only(model: ir.Model, outputs: Sequence[ir.Value]) -> None:
-    """Make `outputs` the outputs of the graph; what only the former ones needed goes, inputs among it."""
+    """Make `outputs` the outputs of the graph; what only the former ones needed goes, and so do inputs but the mask."""
     graph = model.graph
     graph.outputs[:] = outputs
     RemoveUnusedNodesPass()(model)
     for value in [value for value in graph.inputs if not value.uses() and not value.is_initializer()]:
-        graph.inputs.remove(value)
+        if value.name != MASK:
+            graph.inputs.remove(value)
 
 
 def over_batches(

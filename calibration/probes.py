@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calibration.inference import as_float32, choose, over_batches, rows_of
+from calibration.padding import mask_of
 from calibration.ranges import not_finite
 from calibration.rows import Rows
 from calibration.search_memory import Memory
@@ -86,6 +87,16 @@ class Probe:
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None] * dims)
         return value
 
+    def kept(self, value: ir.Value, source: ir.Value) -> ir.Value:
+        """`value`, made of `source` and of its shape, with zeros where the mask says that there is padding."""
+        mask = mask_of(self.graph, source)
+        if mask is None:
+            return value
+        assert source.shape is not None
+        ones = len(source.shape) - len(mask.shape or ())
+        axes = self.constant(np.arange(-ones, 0, dtype=np.int64))
+        return self.add("Mul", [value, self.add("Unsqueeze", [self.float32(mask), axes])])
+
 
 def measure_channel_amax(
     model: ir.Model, tensors: Mapping[str, int], samples: Mapping[str, Rows], batch: int
@@ -139,7 +150,7 @@ def _reductions(graph: ir.Graph, tensors: Mapping[str, int]) -> list[ir.Value]:
         rank = len(value.shape)
         kept = tensors[str(value.name)] % rank
         axes = probe.constant(np.array([axis for axis in range(rank) if axis != kept], np.int64))
-        x = probe.float32(value)
+        x = probe.kept(probe.float32(value), value)
         amax = probe.add("ReduceMax", [probe.add("Abs", [x]), axes], keepdims=0)
         square = probe.add("ReduceMean", [probe.add("Mul", [x, x]), axes], keepdims=0)
         outputs += [probe.output(amax, 1), probe.output(square, 1)]

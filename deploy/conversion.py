@@ -125,7 +125,7 @@ def convert(
         repair_sparsity: prune the layers that are 2:4 but for a few groups, and report the error that this makes.
         share_concat_scales: give the inputs of a concatenation the largest of their trained scales, and report it.
         io_types: `keep` leaves inputs and outputs float32, behind casts; `graph` gives them the graph's type.
-        method: how the range of an activation is found on the samples; by default nothing is clipped.
+        method: how the range of an activation is found on the samples; by default what loses least.
         scales: the file of `gpusq calibrate`, instead of measuring.
         improve: what is done so that less is lost by the quantizers that are placed; most need `data`.
         target_drop: points of accuracy that may be lost on `data`; the layers that cost more stay float. None: all that
@@ -158,7 +158,7 @@ def convert(
         repair_sparsity=repair_sparsity,
         share_concat_scales=share_concat_scales,
         io_types=io_types,
-        method=method or Method(),
+        method=method,
         scales_file=None if scales is None else Path(scales),
         improve=() if best else tuple(improve),
         target_drop=None if best else target_drop,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from calibration.image_input import image_preprocessing
+from calibration.method_names import LEAST_LOSS
 from calibration.methods import Method
 from calibration.probes import Feed
 from calibration.samples import SYNTHETIC, ModelFacts, Samples, SampleSource, load_samples, random_samples
@@ -44,7 +45,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 _FLOAT_TYPES: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 RANDOM_SAMPLES = 64
 _SEARCHES = "searches"
-_CHANGE_ACTIVATIONS: frozenset[Improvement] = frozenset({"smooth-quant", "equalize"})
+_CHANGE_ACTIVATIONS: frozenset[Improvement] = frozenset({"auto", "smooth-quant", "equalize"})
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Job:
     repair_sparsity: bool = False
     share_concat_scales: bool = False
     io_types: IoTypes = "keep"
-    method: Method = field(default_factory=Method)
+    method: Method | None = None
     scales_file: Path | None = None
     improve: tuple[Improvement, ...] = ()
     target_drop: float | None = None
@@ -87,7 +88,7 @@ class Job:
             if self.asked_placement is not None:
                 check_supported(self.asked_placement, device)
         self.student = load_student(self.checkpoint, self.options)
-        check_improvable(self.placement, self.improve, target_drop=self.target_drop, method=self.method.name)
+        check_improvable(self.placement, self.improve, target_drop=self.target_drop, method=self.range_method.name)
         if self.improve or self.target_drop is not None:
             self._check_improvable()
         if not self.student.quantized and measures(self.placement):
@@ -195,6 +196,11 @@ class Job:
         return "w8a8-linear" if self.precision == "int8" and not self.student.quantized else "as-trained"
 
     @property
+    def range_method(self) -> Method:
+        """How the range of an activation is found: as asked, or what loses least where integers are to hold it."""
+        return self.method or Method(LEAST_LOSS if rounds_to_integers(self.placement) else "max")
+
+    @property
     def required_on_device(self) -> tuple[str, ...]:
         """What the engine that is built on the device must come to: what was asked, and what the placement is for."""
         sparse = [Requirement("sparse", 1)] if self.placement == "sparse-int8" else []
@@ -239,7 +245,7 @@ class Job:
             return None
         scales = None if self.scales_file is None else hash_file(self.scales_file).sha256
         labels = None if self.samples.labels is None else self.samples.labels.tolist()
-        context = repr((code_digest(), str(self.method), scales, self.samples.sha256, labels))
+        context = repr((code_digest(), str(self.range_method), scales, self.samples.sha256, labels))
         return Memory(self.cache.root / _SEARCHES, context)
 
     @cached_property
@@ -250,7 +256,7 @@ class Job:
             batch=self.batch,
             placement=self.placement,
             progress=self.progress,
-            method=self.method,
+            method=self.range_method,
             scales=self.scales,
             feed=self.feed,
             weights="mse" if "mse-weights" in self.improve else "max",

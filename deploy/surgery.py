@@ -128,7 +128,7 @@ def operate(
         repair_sparsity=repair_sparsity,
         share_concat_scales=share_concat_scales,
         io_types=io_types,
-        method=method or Method(),
+        method=method,
         scales_file=None if scales is None else Path(scales),
         improve=() if best else tuple(improve),
         target_drop=None if best else target_drop,

@@ -9,16 +9,17 @@ when no operator changes any more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from calibration.probes import Feed
 from calibration.weight_scales import WeightMethod
-from exporters.improvement import Improvement, check_improvable, measures_samples
+from exporters.improvement import AUTO, Improvement, check_improvable, measures_samples, tried_on
 from exporters.passes.absorb_bias import AbsorbBias
 from exporters.passes.annotate_sparsity import AnnotateSparsity
+from exporters.passes.choose_improvements import ChooseImprovements, OnlyIf
 from exporters.passes.clamp_masks import ClampMasks
 from exporters.passes.correct_biases import CorrectBiases
 from exporters.passes.error_feedback import ErrorFeedback
@@ -172,17 +173,26 @@ def _quantizing(target: Target, measure: Measure, feed: Feed | None) -> list[Pas
         )
     one_kernel = target.one_kernel_answers
     passes: list[Pass] = [AbsorbBias()] if one_kernel else []
-    if "smooth-quant" in improve and feed is not None:
-        passes.append(ScaleChannels("gemm", feed, target.placement))
-    if "equalize" in improve and feed is not None:
-        passes.append(ScaleChannels("conv", feed, target.placement))
-    weights: WeightMethod = "mse" if "mse-weights" in improve else "max"
-    measure = _remembered(measure)
-    placing: list[Pass] = [PlaceQuantizers(target.placement, measure, target.float_type, weights, one_kernel)]
-    if "error-feedback" in improve and feed is not None:
-        placing.append(ErrorFeedback(feed))
-    if "bias-correction" in improve and feed is not None:
-        placing.append(CorrectBiases(feed))
+    choice: ChooseImprovements | None = None
+    if AUTO in improve and feed is not None:
+        choice = ChooseImprovements(target.placement, target.float_type, feed, tried_on(target.placement))
+        passes.append(choice)
+        improve |= set(choice.candidates)
+
+    def wanted(name: Improvement, step: Callable[[Feed], Pass]) -> list[Pass]:
+        if name not in improve or feed is None:
+            return []
+        return [step(feed) if choice is None else OnlyIf(name, choice, step(feed))]
+
+    weights: WeightMethod = "mse" if "mse-weights" in improve and choice is None else "max"
+    place = PlaceQuantizers(target.placement, _remembered(measure), target.float_type, weights, one_kernel)
+    passes += wanted("smooth-quant", lambda feed: ScaleChannels("gemm", feed, target.placement))
+    passes += wanted("equalize", lambda feed: ScaleChannels("conv", feed, target.placement))
+    placing = [
+        place if choice is None else choice.placing(place),
+        *wanted("error-feedback", lambda feed: ErrorFeedback(feed, target.float_type)),
+        *wanted("bias-correction", CorrectBiases),
+    ]
     if target.target_drop is not None and feed is not None:
         context = repr((target.placement, target.float_type, target.improve))
         passes.append(KeepCostlyFloat(target.target_drop, placing, feed, context))

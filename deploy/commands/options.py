@@ -114,13 +114,18 @@ data_options = gathered(
 )
 
 
-def _method(method: str, percentile: float) -> Any:
+def _method(method: str | None, percentile: float) -> Any:
     from calibration.methods import Method
 
-    return Method(method, percentile)  # type: ignore[arg-type]  # click.Choice has checked it
+    return None if method is None else Method(method, percentile)  # type: ignore[arg-type]  # click.Choice checked it
 
 
 _METHOD = click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    help="How the range of an activation is found on the samples.  [default: least-loss where INT8 holds it, else max]",
+)
+_MEASURED_METHOD = click.option(
     "--method",
     type=click.Choice(METHODS),
     default="max",
@@ -136,12 +141,12 @@ _PERCENTILE = click.option(
 )
 
 #: How ranges are found on the samples, as `method`.
-range_options = gathered("method", _method, _METHOD, _PERCENTILE)
+range_options = gathered("method", _method, _MEASURED_METHOD, _PERCENTILE)
 
 
 def _graph_choices(
     placement: str | None,
-    method: str,
+    method: str | None,
     percentile: float,
     scales: Path | None,
     repair_sparsity: bool,

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calibration.inference import over_batches, rows_of
+from calibration.padding import mask_of
 from calibration.probes import Feed
 from exporters.derived_tensor import release
 from exporters.float_twin import float_twin, is_fake_quantizer
@@ -205,15 +206,26 @@ def _corrected(layer: _Layer, output: ir.Value, float_node: ir.Node) -> ir.Value
     ]
     last: ir.Node = float_node
 
-    def add(op_type: str, name: str, inputs: Sequence[ir.Value]) -> ir.Value:
+    def add(op_type: str, name: str, inputs: Sequence[ir.Value], **attributes: int) -> ir.Value:
         nonlocal last
-        node = ir.node(op_type, list(inputs), name=f"{layer.output}/{name}")
+        node = ir.node(op_type, list(inputs), attributes=attributes, name=f"{layer.output}/{name}")
         node.outputs[0].name, node.outputs[0].type = node.name, output.type
         graph.insert_after(last, node)
         last = node
         return node.outputs[0]
 
-    mean = add("ReduceMean", "mean", [add("Sub", "error", [float_node.outputs[0], output]), constants[0]])
+    error = add("Sub", "error", [float_node.outputs[0], output])
+    mask = mask_of(graph, output)
+    if mask is None:
+        mean = add("ReduceMean", "mean", [error, constants[0]])
+    else:  # the mean over what is no padding
+        behind = _constant(graph, f"{layer.output}/behind", list(range(len(mask.shape or ()) - rank, 0)))
+        cast = add("Cast", "mask", [mask], to=int(output.dtype or ir.DataType.FLOAT))
+        kept = add("Unsqueeze", "kept", [cast, behind])
+        share = add("ReduceMean", "share", [kept, constants[0]])
+        mean = add(
+            "Div", "mean", [add("ReduceMean", "sum", [add("Mul", "masked", [error, kept]), constants[0]]), share]
+        )
     flat = add("Reshape", "shift", [mean, constants[1]])
     flat.shape = ir.Shape([layer.channels])
     corrected = add("Add", "corrected", [output, mean])

@@ -2,10 +2,10 @@
 
     W ─► FakeQuantize s ─► MatMul          →   Q ─► FakeQuantize s ─► MatMul           Q / s are integers already
 
-The scales stay as they were placed, so only how values are rounded changes; calibration/error_feedback.py has the
-arithmetic (arXiv 2210.17323). What pruning set to zero stays zero: a 2:4 weight is one after it, too. A layer keeps
-plain rounding where feedback does not lower the error on the samples. Weights with trained scales are Q/DQ by now, and
-stay.
+calibration/error_feedback.py has the arithmetic (arXiv 2210.17323). First each scale becomes the one with the least
+squared error, each error counting for the mean square of what the value is multiplied by, the diagonal of XᵀX. What
+pruning set to zero stays zero: a 2:4 weight is one after it, too. A layer keeps its scales and plain rounding where
+that does not lower the error on the samples. Weights with trained scales are Q/DQ by now, and stay.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calibration.error_feedback import Rounded, round_with_feedback
+from calibration.error_feedback import plain_error, round_with_feedback
 from calibration.hessians import Product, measure_hessians
 from calibration.probes import Feed
+from calibration.weight_scales import weight_amax
 from exporters.float_twin import float_twin, is_fake_quantizer
 from exporters.linears import Linear, array_of, find_linears
 from exporters.passes.outcome import Change, LeftAlone, Outcome
+from exporters.passes.place_quantizers import storable_scale
 from exporters.passes.placement_rules import activation
 from exporters.quantizer import spread
+from profiles.device import FloatType
 
 Float = npt.NDArray[np.float32]
 _WINDOW = ("strides", "pads", "dilations", "auto_pad")
@@ -37,10 +40,12 @@ class ErrorFeedback:
 
     Attributes:
         feed: the samples.
+        float_type: what a scale has to be a number of.
         memory_mib: what the matrices of one run take; more layers than fit are done in several runs.
     """
 
     feed: Feed
+    float_type: FloatType = "float32"
     memory_mib: int = 1024
 
     def __call__(self, model: ir.Model) -> Outcome:
@@ -57,7 +62,7 @@ class ErrorFeedback:
         changes = []
         for index, hessian in measure_hessians(twin, products, self.feed, memory_mib=self.memory_mib):
             layer = layers[index]
-            found = _round(layer, quantizers[layer.weight.name], hessian)
+            found = _round(layer, quantizers[layer.weight.name], hessian, self.float_type)
             if isinstance(found, Change):
                 changes.append(found)
             else:
@@ -100,29 +105,49 @@ def _product(linear: Linear) -> Product:
     return Product(tensor, linear.k, kernel=linear.shape[2:], groups=linear.group, window=window)
 
 
-def _round(linear: Linear, quantizer: ir.Node, hessian: Float) -> Change | LeftAlone:
-    """Put the rounded weight in its place, unless that is no gain."""
+def _round(linear: Linear, quantizer: ir.Node, hessian: Float, float_type: FloatType) -> Change | LeftAlone:
+    """Put the rounded weight and its scale in their place, unless that is no gain."""
     weight, scale = quantizer.inputs[:2]
     assert weight is not None
     assert weight.const_value is not None
     assert scale is not None
     values = array_of(weight).astype(np.float32)
-    axis, block = quantizer.attributes.get_int("axis", 0), quantizer.attributes.get_int("block_size", 0)
-    each = array_of(scale).astype(np.float32)
-    spreaded = spread(each, values.shape, axis, block or None) if each.ndim else each
-    scales = np.broadcast_to(spreaded, values.shape)
+    placed, fitted = array_of(scale).astype(np.float32), _fitted(linear, quantizer, values, hessian, float_type)
     limits = quantizer.attributes["low"].as_int(), quantizer.attributes["high"].as_int()
-    parts = [
-        round_with_feedback(w, h, s, *limits)
-        for w, h, s in zip(_by_groups(linear, values), hessian, _by_groups(linear, scales), strict=True)
-    ]
-    error, plain = sum(part.error for part in parts), sum(part.plain_error for part in parts)
+    groups, before, after = (
+        _by_groups(linear, x) for x in (values, _spread(quantizer, placed, values), _spread(quantizer, fitted, values))
+    )
+    parts = [round_with_feedback(w, h, s, *limits) for w, h, s in zip(groups, hessian, after, strict=True)]
+    plain = sum(plain_error(w, h, s, *limits) for w, h, s in zip(groups, hessian, before, strict=True))
+    error = sum(part.error for part in parts)
     if not error < plain:
         return LeftAlone(linear.module, "feedback does not lower its error on the samples")
-    tensor = weight.const_value
-    rounded = _stored(linear, parts, values.shape).astype(tensor.dtype.numpy())
-    weight.const_value = ir.tensor(rounded, dtype=tensor.dtype, name=tensor.name)
+    _put(weight, _stored(linear, np.stack([part.values for part in parts]), values.shape))
+    _put(scale, fitted)
     return Change(linear.module, f"squared error of its products × {error / plain:.2g}")
+
+
+def _fitted(linear: Linear, quantizer: ir.Node, values: Float, hessian: Float, float_type: FloatType) -> Float:
+    """The scales of the quantizer with the least error on the samples, rounding each value by itself."""
+    low, high = (quantizer.attributes[name].as_int() for name in ("low", "high"))
+    axis = quantizer.attributes["axis"].as_int() if "axis" in quantizer.attributes else None
+    diagonal = np.diagonal(hessian, axis1=1, axis2=2)[:, :, None]  # [groups, K, 1]
+    counts = _stored(linear, np.broadcast_to(diagonal, _by_groups(linear, values).shape), values.shape)
+    block = quantizer.attributes.get_int("block_size", 0)
+    amax = weight_amax(values, axis, block, low=low, high=high, method="mse", importance=counts)
+    return storable_scale(amax, high, float_type, linear.module)
+
+
+def _spread(quantizer: ir.Node, scale: Float, values: Float) -> Float:
+    """The scales, one for each value."""
+    axis, block = quantizer.attributes.get_int("axis", 0), quantizer.attributes.get_int("block_size", 0)
+    return np.broadcast_to(spread(scale, values.shape, axis, block or None) if scale.ndim else scale, values.shape)
+
+
+def _put(value: ir.Value, array: Float) -> None:
+    assert value.const_value is not None
+    dtype, name = value.const_value.dtype, value.const_value.name
+    value.const_value = ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
 
 
 def _by_groups(linear: Linear, values: Float) -> Float:
@@ -133,14 +158,13 @@ def _by_groups(linear: Linear, values: Float) -> Float:
     return values.reshape(linear.group, -1, prod(values.shape[1:])).transpose(0, 2, 1)
 
 
-def _stored(linear: Linear, parts: list[Rounded], shape: tuple[int, ...]) -> Float:
+def _stored(linear: Linear, groups: Float, shape: tuple[int, ...]) -> Float:
     """The inverse of `_by_groups`."""
-    found = np.stack([part.values for part in parts])
     if linear.kind == "conv":
-        return found.transpose(0, 2, 1).reshape(shape)
+        return groups.transpose(0, 2, 1).reshape(shape)
     assert linear.n_axis is not None
     moved = np.moveaxis(np.empty(shape, np.float32), (linear.k_axis, linear.n_axis), (0, 1))
-    return np.ascontiguousarray(np.moveaxis(found.reshape(moved.shape), (0, 1), (linear.k_axis, linear.n_axis)))
+    return np.ascontiguousarray(np.moveaxis(groups.reshape(moved.shape), (0, 1), (linear.k_axis, linear.n_axis)))
 
 
 def _quantizes_weight(node: ir.Node) -> bool:

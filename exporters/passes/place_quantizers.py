@@ -202,20 +202,7 @@ class PlaceQuantizers:
         return weight_amax(linear.values, axis, block, low=kind.low, high=kind.high, method=method)
 
     def _scale(self, amax: npt.NDArray[np.float32], high: float, place: str) -> npt.NDArray[np.float32]:
-        """The scale amax / high, rounded up to what the graph's type can hold."""
-        scale = np.maximum(np.where(amax > 0, amax, _DEAD) / high, _SMALLEST).astype(np.float32)
-        largest = LARGEST[self.float_type]
-        if not (np.isfinite(amax).all() and (scale <= largest).all()):
-            raise GpusqError(
-                f"the range of {place!r} reaches {float(amax.max()):g}: no {self.float_type} can be its scale",
-                hint="look for NaN or infinity in the weights and the samples",
-            )
-        if self.float_type == "float32" or self.placement == "nvfp4":
-            return scale
-        rounded = scale.astype(ir.DataType[self.float_type.upper()].numpy())
-        # The next number above a positive one has the next integer as its bits.
-        higher = (rounded.view(np.uint16) + np.uint16(1)).view(rounded.dtype)
-        return np.where(rounded.astype(np.float32) < scale, higher, rounded).astype(np.float32)
+        return storable_scale(amax, high, self.float_type, place, rounded=self.placement != "nvfp4")
 
     def _insert(
         self,
@@ -241,6 +228,28 @@ class PlaceQuantizers:
             shape=value.shape,
             domain=DOMAIN,
         )
+
+
+def storable_scale(
+    amax: npt.NDArray[np.float32], high: float, float_type: FloatType, place: str, *, rounded: bool = True
+) -> npt.NDArray[np.float32]:
+    """The scale amax / high, rounded up to what a graph of `float_type` can hold.
+
+    Raises:
+        GpusqError: the range is not finite, or beyond what the type can hold.
+    """
+    scale = np.maximum(np.where(amax > 0, amax, _DEAD) / high, _SMALLEST).astype(np.float32)
+    if not (np.isfinite(amax).all() and (scale <= LARGEST[float_type]).all()):
+        raise GpusqError(
+            f"the range of {place!r} reaches {float(amax.max()):g}: no {float_type} can be its scale",
+            hint="look for NaN or infinity in the weights and the samples",
+        )
+    if float_type == "float32" or not rounded:
+        return scale
+    short = scale.astype(ir.DataType[float_type.upper()].numpy())
+    # The next number above a positive one has the next integer as its bits.
+    higher = (short.view(np.uint16) + np.uint16(1)).view(short.dtype)
+    return np.where(short.astype(np.float32) < scale, higher, short).astype(np.float32)
 
 
 def _own_reader(linear: Linear, inserter: Inserter) -> tuple[ir.Node, int]:

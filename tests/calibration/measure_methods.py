@@ -92,20 +92,25 @@ def _input(value: ir.Value, tokens: npt.NDArray[np.int64]) -> Array:
 
 def perplexity(path: Path, inputs: Mapping[str, Array]) -> float:
     """exp of the mean −log p of each next token."""
+    return float(np.exp(losses(path, inputs).mean(dtype=np.float64)))
+
+
+def losses(path: Path, inputs: Mapping[str, Array]) -> Array:
+    """−log p of each next token, [M, TOKENS − 1]."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = cores(), 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
-    losses = []
+    found = []
     for start in range(0, len(inputs["input_ids"]), BATCH):
         feed = {name: array[start : start + BATCH] for name, array in inputs.items()}
-        logits = session.run(["logits"], feed)[0][:, :-1]
+        logits = session.run(["logits"], feed)[0][:, :-1].astype(np.float32)
         logits -= logits.max(axis=-1, keepdims=True)
         chosen = np.take_along_axis(logits, feed["input_ids"][:, 1:, None], axis=-1)[..., 0]
-        losses.append(np.log(np.exp(logits).sum(axis=-1)) - chosen)
-    return float(np.exp(np.concatenate(losses).mean(dtype=np.float64)))
+        found.append(np.log(np.exp(logits).sum(axis=-1)) - chosen)
+    return np.concatenate(found)
 
 
 def quantize(model: ir.Model, calibration: Mapping[str, Array], asked: _Asked, path: Path) -> float:

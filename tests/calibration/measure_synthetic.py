@@ -1,12 +1,12 @@
 """What synthetic samples are worth: w8a8-linear with ranges from real samples, synthetic ones, random numbers.
 
-    python tests/calibration/measure_synthetic.py [--subjects mobilenet …] [--samples 32] [--seeds 1]
+    python tests/calibration/measure_synthetic.py [--subjects mobilenet …] [--samples 32] [--seeds 0]
                                                   [--json FILE]
 
 The rows are those of tests/exporters/accuracy_subjects.py and a detector that is trained here for some minutes
 (tiny_detector.py); every graph is placed and judged as tests/exporters/measure_accuracy.py does. `random` are standard
 normal numbers, what `gpusq` takes where there is no data. All three columns calibrate on the same number of samples.
-With `--seeds 3` the rows come once for each seed 0 to 2 of the synthetic and the random samples.
+With `--seeds 0 1 2` the rows come once for each of these seeds of the synthetic and the random samples.
 
 | line | what |
 |---|---|
@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--subjects", nargs="+", choices=names, default=list(names))
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--detector", type=Path, help="a file that keeps the trained detector")
     parser.add_argument("--json", type=Path, help="a file for the ratio of each tensor's range")
     asked = parser.parse_args()
@@ -215,7 +215,7 @@ def main() -> None:
             continue
         student = student_of(name, asked.detector)
         subject = detector_row(student) if name == "detector" else SUBJECTS[name]()
-        for seed in range(asked.seeds):
+        for seed in asked.seeds:
             columns = measure(subject, student, asked.samples, seed)
             row = replace(subject, name=f"{subject.name}, seed {seed}")
             print(table(row, columns, asked.samples), flush=True)

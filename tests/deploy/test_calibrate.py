@@ -87,7 +87,7 @@ def test_scales_go_together_with_what_leaves_activations_as_they_are(tmp_path: P
     model, data, scales = two_layers(tmp_path), samples(tmp_path), tmp_path / "s.json"
     calibrate(model, scales, data)
     improve: tuple[Improvement, ...] = ("mse-weights", "error-feedback", "bias-correction")
-    asked = functools.partial(operate, model, profile="cpu", placement="w8a8-linear", improve=improve)
+    asked = functools.partial(operate, model, profile="cpu", placement="w8a8-linear", method=Method(), improve=improve)
     asked(tmp_path / "a.onnx", scales=scales, data=data)
     asked(tmp_path / "b.onnx", data=data)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
@@ -98,6 +98,7 @@ def test_scales_go_together_with_what_leaves_activations_as_they_are(tmp_path: P
     ("improve", "message", "hint"),
     [
         ("smooth-quant", "smooth-quant changes the ranges that .*s.json holds", "leave out --scales"),
+        ("auto", "auto changes the ranges that .*s.json holds", "leave out --scales"),
         ("equalize", "equalize changes the ranges that .*s.json holds", "leave out --scales"),
         ("error-feedback", "error-feedback looks at what the model does on samples", "beside --scales"),
     ],

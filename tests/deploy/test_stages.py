@@ -72,7 +72,7 @@ def job_with(small: Path, options: LoadOptions) -> Job:
         ({"options": LoadOptions(bits=8)}, {"options.bits"}),
         ({"repair_sparsity": True}, {"repair sparsity"}),
         ({"io_types": "graph"}, {"io types"}),
-        ({"method": Method("percentile", 99.0)}, {"method.name", "method.percentile"}),
+        ({"method": Method("percentile", 99.0)}, {"method", "method.name", "method.percentile"}),
     ],
 )
 def test_every_option_decides_about_the_surgery(small: Path, given: dict[str, Any], part: set[str]) -> None:
