@@ -19,6 +19,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from exporters.module_names import MODULE_KEY
 from exporters.passes.outcome import Outcome
 from exporters.passes.put_in_place import drop_unused
+from profiles.errors import GpusqError
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _FOLDER_METADATA = "pkg.onnxscript."
@@ -44,7 +45,10 @@ class FoldConstants:
 
     def _fold(self, model: ir.Model) -> bool:
         """Fold once and tell whether nodes were removed, which may make others constant."""
-        from onnxscript.optimizer import fold_constants
+        try:
+            from onnxscript.optimizer import fold_constants
+        except ImportError:
+            raise GpusqError("onnxscript is not installed", hint="pip install 'gpusq[onnx]'") from None
 
         before = set(model.graph)
         fold_constants(
