@@ -12,6 +12,7 @@ from typing import Literal
 
 from calibration.costly_layers import Found
 from deploy.manifest import (
+    CompiledLayer,
     Engine,
     FileEntry,
     Float16Check,
@@ -29,7 +30,7 @@ from deploy.placement_choice import Choice
 from deploy.report import formats
 from exporters.passes.outcome import Outcome
 
-Kind = Literal["text", "code", "number", "hash"]
+Kind = Literal["text", "code", "number", "hash", "origin"]
 
 
 @dataclass(frozen=True)
@@ -166,21 +167,24 @@ def kernels(plan: Plan) -> Table:
     return Table("Every kernel, in the order of the plan", columns, rows)
 
 
-def layers(linears: Iterable[Layer]) -> Table:
-    """The 2:4 state and the scales of each linear layer."""
+def layers(linears: Iterable[Layer], plan: Plan | None) -> Table:
+    """The scales and the 2:4 state of each linear layer: eligible, chosen, and if not, why not."""
     columns = (
         Column("module", "code"),
         Column("K × N", "number"),
         Column("weight, activation"),
+        Column("input scale", "number"),
+        Column("weight scales", "number"),
         Column("pattern"),
         Column("zeros", "number"),
         Column("broken groups", "number"),
-        Column("input scale", "number"),
-        Column("weight scales", "number"),
         Column("eligible"),
+        Column("chosen"),
         Column("why not, or what is still asked"),
     )
-    return Table("Linear layers of model.onnx", columns, tuple(_layer(layer) for layer in linears))
+    compiled = {layer.module: layer for layer in plan.layers} if plan is not None and _by_tensorrt(plan) else {}
+    rows = tuple(_layer(layer, compiled.get(layer.module)) for layer in linears)
+    return Table("Linear layers of model.onnx", columns, rows)
 
 
 def sizes(computed: Sizes) -> Table:
@@ -293,19 +297,31 @@ def _timing(role: str, timing: Timing) -> tuple[str, ...]:
     )
 
 
-def _layer(layer: Layer) -> tuple[str, ...]:
+def _by_tensorrt(plan: Plan) -> bool:
+    """Whether a builder made it that has sparse kernels to choose from: TensorRT's, not TensorRT-RTX's."""
+    return plan.source.startswith("TensorRT ")
+
+
+def _layer(layer: Layer, compiled: CompiledLayer | None) -> tuple[str, ...]:
     sparsity = layer.sparsity
+    chosen = "on the device" if sparsity.eligible else formats.ABSENT
+    why = sparsity.reason
+    if compiled is not None:
+        chosen = "yes" if compiled.sparse else "no"
+        dense = sparsity.eligible and not compiled.sparse
+        why = f"TensorRT took {compiled.kernel or 'no kernel that names it'}" if dense else why
     return (
         layer.module,
         f"{layer.k} × {layer.n}",
         f"{layer.weight_type}, {layer.activation_type}",
-        f"2:4, axis {sparsity.axis}" if sparsity.pattern == "2:4" else "dense",
-        formats.percent(sparsity.zeros),
-        formats.count(sparsity.broken_groups),
         formats.scale(layer.input_scale),
         formats.scale_range(layer.weight_scale_min, layer.weight_scale_max),
+        "dense" if sparsity.pattern == "dense" else f"{sparsity.pattern}, axis {sparsity.axis}",
+        formats.percent(sparsity.zeros),
+        formats.count(sparsity.broken_groups),
         "yes" if sparsity.eligible else "no",
-        sparsity.reason or formats.ABSENT,
+        chosen,
+        why or formats.ABSENT,
     )
 
 
