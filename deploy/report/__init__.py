@@ -16,7 +16,7 @@ from deploy.report import formats, markdown
 from deploy.report.bundle_page import Beside, bundle_page
 from deploy.report.document import ORIGINS, Document
 from deploy.report.page import content_security_policy, inline
-from deploy.report.samples import read_samples
+from deploy.report.samples import Samples, read_samples
 
 HTML_NAME = "report.html"
 MARKDOWN_NAME = "report.md"
@@ -36,10 +36,18 @@ def report(manifest: Manifest, bundle: Path, beside: Beside | None = None) -> Do
     Raises:
         GpusqError: the manifest names raw latency samples that are not in the bundle, or are damaged.
     """
-    samples = read_samples(bundle / manifest.measured.raw) if manifest.measured else None
-    document = bundle_page(manifest, samples, beside)
+    document = bundle_page(manifest, read_bundle_samples(manifest, bundle), beside)
     write(document, bundle / HTML_NAME, bundle / MARKDOWN_NAME)
     return document
+
+
+def read_bundle_samples(manifest: Manifest, bundle: Path) -> Samples | None:
+    """The raw latencies of a bundle's measurement; None where there is none.
+
+    Raises:
+        GpusqError: the file is missing or damaged.
+    """
+    return read_samples(bundle / manifest.measured.raw) if manifest.measured else None
 
 
 def write(document: Document, page: Path, text: Path) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deploy.claims import JudgedClaims
-from deploy.manifest import Manifest, Plan
+from deploy.manifest import Engine, Layer, Manifest, Plan, Sizes
 from deploy.prediction import Predicted
 from deploy.report import formats, plan_picture, size_bars, tables, timed_sections, verdicts
 from deploy.report.claim_lines import claim_lines, claims_section
 from deploy.report.distributions import distribution
-from deploy.report.document import Block, Document, Figure, Folded, Line, Section, Sentences, Steps, Tables, Words
+from deploy.report.document import Block, Card, Document, Figure, Folded, Line, Section, Sentences, Steps, Tables, Words
 from deploy.report.gate_lines import gate_lines
 from deploy.report.predicted_section import predicted_card, predicted_section
 from deploy.report.samples import Samples
@@ -78,7 +78,7 @@ def bundle_page(manifest: Manifest, samples: Samples | None, beside: Beside | No
     )
 
 
-def _speed_card(beside: Beside) -> verdicts.Card | None:
+def _speed_card(beside: Beside) -> Card | None:
     if isinstance(beside.timings, Timings):
         return timed_sections.speed_card(beside.timings)
     return predicted_card(beside.predicted) if isinstance(beside.predicted, Predicted) else None
@@ -96,7 +96,7 @@ def _sections(m: Manifest, samples: Samples | None, beside: Beside) -> Iterator[
     yield predicted_section(beside.predicted)
     yield Section("plan", "Plan", tuple(_plan(m)), "compiled" if m.plan or m.engines else "not here")
     yield Section("sparsity", "Sparsity and scales", tuple(_sparsity(m)), "computed")
-    yield Section("sizes", "Sizes", tuple(_sizes(m)), "computed")
+    yield Section("sizes", "Sizes", tuple(size_blocks(m.layers, m.sizes)), "computed")
     yield from beside.claims_sections
     yield timed_sections.history_section(beside.timings)
     yield Section("surgery", "What the graph surgery did", tuple(_surgery(m)))
@@ -158,17 +158,25 @@ def _sparsity(m: Manifest) -> Iterator[Block]:
         yield Words("The model has no linear layer.", "absence")
         return
     yield Words(verdicts.chosen(m.layers, m.engines))
-    yield size_bars.funnel(m.layers, m.engines)
-    yield Tables((tables.layers(m.layers, m.plan),), "wide")
+    yield from sparsity_blocks(m.layers, m.engines, m.plan)
 
 
-def _sizes(m: Manifest) -> Iterator[Block]:
-    for line in verdicts.arithmetic(m.layers):
+def sparsity_blocks(layers: tuple[Layer, ...], engines: tuple[Engine, ...], plan: Plan | None) -> Iterator[Block]:
+    """How many layers are left at each step, each of them, and the reasons that several share."""
+    yield size_bars.funnel(layers, engines)
+    yield Tables((tables.layers(layers, plan),), "wide")
+    if notes := tables.shared_reasons(layers, plan):
+        yield Tables((tables.reasons(notes),))
+
+
+def size_blocks(layers: tuple[Layer, ...], sizes: Sizes) -> Iterator[Block]:
+    """The arithmetic of a compressed weight, and the bytes of all."""
+    for line in verdicts.arithmetic(layers):
         yield Words(line, "formula")
-    yield Words(verdicts.sizes(m.sizes), "note")
-    if m.sizes.total_fp32:
-        yield size_bars.sizes(m.sizes)
-    yield Tables((tables.sizes(m.sizes),))
+    yield Words(verdicts.sizes(sizes), "note")
+    if sizes.total_fp32:
+        yield size_bars.sizes(sizes)
+    yield Tables((tables.sizes(sizes),))
 
 
 def _surgery(m: Manifest) -> Iterator[Block]:

@@ -36,7 +36,8 @@ def _met(requirement: Requirement, plan: Plan | None) -> str:
     if plan is None or requirement.what in ("sparse", "all-tactics"):
         return "said by TensorRT's log"
     if requirement.what == "int8-gemms":
-        asked = [layer for layer in plan.layers if layer.asked == ("int8", "int8")]
+        int8 = [layer for layer in plan.layers if layer.asked == ("int8", "int8")]
+        asked = [layer for layer in int8 if layer.judged or not requirement.judged]
         done = sum(layer.compiled == ("Int8", "Int8") for layer in asked)
         return f"{done} of {len(asked)} INT8 layers have INT8 kernels"
     return f"{sum(each.fused for each in plan.attentions)} of {len(plan.attentions)} attentions are one kernel"

@@ -6,13 +6,13 @@ A cell is text; what it means is its column's `kind`. The first column names the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from calibration.costly_layers import Found
 from deploy.manifest import (
-    CompiledLayer,
     Engine,
     FileEntry,
     Float16Check,
@@ -167,7 +167,7 @@ def kernels(plan: Plan) -> Table:
     return Table("Every kernel, in the order of the plan", columns, rows)
 
 
-def layers(linears: Iterable[Layer], plan: Plan | None) -> Table:
+def layers(linears: Sequence[Layer], plan: Plan | None) -> Table:
     """The scales and the 2:4 state of each linear layer: eligible, chosen, and if not, why not."""
     columns = (
         Column("module", "code"),
@@ -182,9 +182,21 @@ def layers(linears: Iterable[Layer], plan: Plan | None) -> Table:
         Column("chosen"),
         Column("why not, or what is still asked"),
     )
-    compiled = {layer.module: layer for layer in plan.layers} if plan is not None and _by_tensorrt(plan) else {}
-    rows = tuple(_layer(layer, compiled.get(layer.module)) for layer in linears)
+    notes = shared_reasons(linears, plan)
+    rows = tuple(_layer(layer, chosen, notes.get(why, why)) for layer, chosen, why in _steps(linears, plan))
     return Table("Linear layers of model.onnx", columns, rows)
+
+
+def shared_reasons(linears: Sequence[Layer], plan: Plan | None) -> dict[str, str]:
+    """The reasons that more than two layers share, each with the name of its note."""
+    counts = Counter(why for _, _, why in _steps(linears, plan) if why)
+    return {why: f"note {number}" for number, why in enumerate((w for w, n in counts.items() if n > 2), start=1)}
+
+
+def reasons(notes: Mapping[str, str]) -> Table:
+    """The reasons behind the notes."""
+    rows = tuple((name, why) for why, name in notes.items())
+    return Table("Why not, or what is still asked", (Column("note"), Column("reason")), rows)
 
 
 def sizes(computed: Sizes) -> Table:
@@ -302,14 +314,22 @@ def _by_tensorrt(plan: Plan) -> bool:
     return plan.source.startswith("TensorRT ")
 
 
-def _layer(layer: Layer, compiled: CompiledLayer | None) -> tuple[str, ...]:
+def _steps(linears: Iterable[Layer], plan: Plan | None) -> Iterator[tuple[Layer, str, str]]:
+    """Each layer, whether a sparse kernel was chosen for it, and why not, or what is still asked."""
+    compiled = {layer.module: layer for layer in plan.layers} if plan is not None and _by_tensorrt(plan) else {}
+    for layer in linears:
+        eligible, why = layer.sparsity.eligible, layer.sparsity.reason
+        kernel = compiled.get(layer.module)
+        if kernel is None:
+            yield layer, "on the device" if eligible else formats.ABSENT, why
+        elif eligible and not kernel.sparse:
+            yield layer, "no", f"TensorRT took {kernel.kernel or 'no kernel that names it'}"
+        else:
+            yield layer, "yes" if kernel.sparse else "no", why
+
+
+def _layer(layer: Layer, chosen: str, why: str) -> tuple[str, ...]:
     sparsity = layer.sparsity
-    chosen = "on the device" if sparsity.eligible else formats.ABSENT
-    why = sparsity.reason
-    if compiled is not None:
-        chosen = "yes" if compiled.sparse else "no"
-        dense = sparsity.eligible and not compiled.sparse
-        why = f"TensorRT took {compiled.kernel or 'no kernel that names it'}" if dense else why
     return (
         layer.module,
         f"{layer.k} × {layer.n}",

@@ -124,6 +124,11 @@ def _days(found: Timings) -> str:
     return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
 
+def environment_section(one: Newest) -> Section:
+    """Where and how the newest run was made."""
+    return Section("environment", "Environment", (Tables(environment(one), "pair"),))
+
+
 def environment(one: Newest) -> tuple[Table, ...]:
     """The host of a run, and the conditions that it was made under."""
     found = one.result.conditions

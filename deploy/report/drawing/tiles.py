@@ -70,7 +70,7 @@ def _weight(tile: Tile, usual: float) -> float:
 
 def _rows(found: Sequence[Tile]) -> list[_Row]:
     """The blocks in the order of their first kernels, the lines of a long one below each other."""
-    lines = []
+    lines: list[_Row] = []
     for name in dict.fromkeys(tile.row for tile in found):
         own = [tile for tile in found if tile.row == name]
         for start in range(0, len(own), _LINE):
