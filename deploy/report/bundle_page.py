@@ -118,7 +118,8 @@ def _latency(m: Manifest, samples: Samples | None, beside: Beside) -> Iterator[B
         yield Words(verdicts.speed(m.measured))
         yield Words(f"Measured on {m.measured.device}: {verdicts.conditions(m.measured)}.", "note")
         yield Tables((tables.latency(m.measured),))
-        of = {"student": samples.student} | ({"baseline": samples.baseline} if samples.baseline else {})
+        compared = m.measured.baseline is not None and samples.baseline
+        of = {"student": samples.student} | ({"baseline": samples.baseline} if compared else {})
         drawn = distribution("latency-plot", of, m.measured.device)
         caption = f"{drawn.caption} Every sample is in {m.measured.raw}."
         yield Figure(drawn.id, drawn.drawing, drawn.alternative, drawn.origin, caption)
