@@ -46,13 +46,14 @@ def comparison_page(
     """
     return Document(
         subject=found.candidate,
-        target=f"beside {found.baseline}",
+        target=found.baseline,
         facts=(("allowed", f"{100 * found.max_regression:.3g} % worse"), ("by", f"gpusq {gpusq}")),
         cards=tuple(_cards(found, predicted)),
         lines=tuple(_line(metric) for metric in found.metrics),
         sections=tuple(_sections(found, sides, timings, predicted)),
         gpusq=gpusq,
         source=f"{found.baseline} and {found.candidate}",
+        joint="beside",
     )
 
 

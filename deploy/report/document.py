@@ -142,6 +142,7 @@ class Document:
         sections: the rest, in order.
         gpusq: the release that wrote it.
         source: what it was written from.
+        joint: what stands between subject and target.
     """
 
     subject: str
@@ -152,3 +153,4 @@ class Document:
     sections: tuple[Section, ...]
     gpusq: str
     source: str
+    joint: str = "→"

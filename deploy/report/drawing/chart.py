@@ -127,8 +127,8 @@ def _round(low: float, high: float, count: int) -> Iterator[float]:
 
 
 def _down(y: Axis, value: float, inner: int) -> float:
-    """Pixels from the top."""
-    return _TOP + (1 - y.share(value)) * inner
+    """Pixels from the top; what lies beyond the axis stops at its end."""
+    return _TOP + (1 - min(max(y.share(value), 0.0), 1.0)) * inner
 
 
 def _grid(x: Axis, y: Axis, inner: int) -> Iterator[Markup]:

@@ -7,7 +7,7 @@ shows that beside it. An attention that is one kernel has a frame of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -56,6 +56,7 @@ def tiles(found: Sequence[Tile], alternative: str) -> Markup:
     """Return the picture; where no weight is known all tiles are of one width, and long blocks take several rows."""
     known = [tile.weight for tile in found if tile.weight is not None]
     usual = min(known) if known else 1.0
+    found = found if known else [replace(tile, weight=usual) for tile in found]
     rows = _rows(found)
     longest = max(sum(_weight(tile, usual) for tile in row.tiles) for row in rows)
     drawn = [part for number, row in enumerate(rows) for part in _draw(row, number, usual, longest)]
@@ -102,7 +103,7 @@ def _tile(tile: Tile, left: float, share: float, top: int, *, reached: bool) -> 
 
 def _words(tile: Tile, place: str, base: int, *, wide: bool) -> list[Markup]:
     """The kind: a word, of which a narrow screen shows the letter, or a letter, of which it shows nothing."""
-    ink = "ink mixed" if tile.mixed else "ink"
+    ink = f"ink{' mixed' if tile.mixed else ''}{' pale' if tile.weight is None else ''}"
     letter = text(tile.letter, place, base, anchor="middle", class_=f"{ink} {'narrow' if wide else 'roomy'}")
     return [text(tile.word, place, base, anchor="middle", class_=f"{ink} roomy"), letter] if wide else [letter]
 
