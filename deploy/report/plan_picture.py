@@ -113,7 +113,8 @@ def _width_of(plan: Plan) -> str:
     shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in plan.sizes.items())
     width = f"The width is the bytes that it reads and writes{f', for {shapes}' if shapes else ''}"
     rest = len(plan.kernels) - len(known)
-    return f"{width}; of {rest} kernels, drawn dashed and narrow, they are not known." if rest else f"{width}."
+    unknown = f"{rest} kernel{'s' if rest > 1 else ''}, drawn dashed and narrow"
+    return f"{width}; of {unknown}, they are not known." if rest else f"{width}."
 
 
 def _slowest(kernels: Sequence[KernelPoint]) -> str:
