@@ -78,7 +78,7 @@ def test_a_signed_bundle_is_left_as_it_is(bundle: Path, tmp_path: Path) -> None:
 
 def test_a_claim_on_speed_stands_beside_what_is_predicted(bundle: Path, tmp_path: Path) -> None:
     claims = tmp_path / "claims.toml"
-    claims.write_text(CLAIMS.format(model=bundle), encoding="utf-8")
+    claims.write_text(CLAIMS.format(model=read_manifest(bundle).student.model), encoding="utf-8")
     written = write_report([str(bundle)], tmp_path / "x.html", ReportSpec(batches=(1,), claims=str(claims)))
     lines = {line.split(":")[0]: line for line in written.verdicts}
     assert "confirmed (computed)" in lines["ours-size"]
