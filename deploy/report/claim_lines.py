@@ -40,7 +40,7 @@ def claims_section(found: JudgedClaims, predicted: Predicted | str, models: Sequ
         "A claim holds if its whole interval does. A prediction stands beside claims on speed, and decides nothing.",
         "note",
     )
-    return Section("claims", "Claims", (note, Tables((Table(found.title, columns, rows),), "wide")), "published")
+    return Section("claims", "Claims", (note, Tables((Table(found.title, columns, rows),))), "published")
 
 
 def predicted_of(claim: Claim, predicted: Predicted | str, models: Sequence[str]) -> tuple[float, float, float] | None:
