@@ -28,6 +28,7 @@ from deploy.commands.pack import pack, unpack
 from deploy.commands.plan import plan
 from deploy.commands.predict import predict
 from deploy.commands.profiles import profiles
+from deploy.commands.report import report
 from deploy.commands.surgery import surgery
 from deploy.commands.verify import verify
 from deploy.commands.verify_bundle import sign, verify_bundle
@@ -79,8 +80,8 @@ def main(verbose: bool) -> None:
 
 
 for command in (
-    export, convert, surgery, calibrate, demo, build, bench, history, compare, claims, profiles, doctor, inspect, plan,
-    predict, lint, pack, unpack, verify, verify_bundle, sign,
+    export, convert, surgery, calibrate, demo, build, bench, history, compare, claims, report, profiles, doctor,
+    inspect, plan, predict, lint, pack, unpack, verify, verify_bundle, sign,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -72,7 +72,7 @@ class CompiledWork:
 
 def predict(
     model: str | Path,
-    profiles: Sequence[str],
+    profiles: Sequence[str | Device],
     *,
     batches: Sequence[int] = BATCHES,
     baseline: str | Path | None = None,
@@ -84,7 +84,7 @@ def predict(
 
     Args:
         model: an ONNX file, or a bundle.
-        profiles: names, aliases or paths of device profiles.
+        profiles: names, aliases or paths of device profiles, or profiles themselves.
         batches: batch sizes.
         baseline: an ONNX file or a bundle to compare with, as it is.
         precision: types a float32 ONNX on the way; None takes the graph as it is.
@@ -98,7 +98,7 @@ def predict(
     kernels: list[KernelPoint] = []
     compiled: dict[tuple[Path, str], CompiledWork] = {}
     for name in profiles:
-        device = load_device(name)
+        device = name if isinstance(name, Device) else load_device(name)
         device = device if power_mode is None else device.at(power_mode)
         machine = machine_of(device)
         own = _compiled(Path(model), device, precision, inputs, compiled)

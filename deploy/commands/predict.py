@@ -11,7 +11,8 @@ from deploy.commands.options import PATH, json_option
 from deploy.commands.printing import tell
 
 
-def _batches(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+def batches_of(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    """The batch sizes that `1,8,32` names, as an option's callback."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"{text}: give sizes, such as 1,8,32.")
@@ -22,7 +23,13 @@ def _batches(context: click.Context, parameter: click.Parameter, text: str) -> t
 @click.argument("path", metavar="MODEL|BUNDLE", type=PATH)
 @click.option("--profile", "profiles", multiple=True, required=True, help="Device profile; may be given several times.")
 @click.option(
-    "--batch", "batches", default="1,8,32", show_default=True, metavar="1,8,32", callback=_batches, help="Batch sizes."
+    "--batch",
+    "batches",
+    default="1,8,32",
+    show_default=True,
+    metavar="1,8,32",
+    callback=batches_of,
+    help="Batch sizes.",
 )
 @click.option("--baseline", type=PATH, help="ONNX file or bundle to compare with, as it is.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Type a float32 MODEL on the way.")

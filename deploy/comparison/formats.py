@@ -71,13 +71,14 @@ def _lines(found: Comparison) -> Iterator[str]:
 
 
 def _row(metric: Metric) -> str:
-    figures = " | ".join(_figure(value, metric.unit) for value in (metric.baseline, metric.candidate))
-    change = "" if metric.worse is None else _percent(metric.worse)
+    figures = " | ".join(figure_of(value, metric.unit) for value in (metric.baseline, metric.candidate))
+    change = "" if metric.worse is None else change_of(metric.worse)
     origin = "" if metric.baseline is None else metric.origin
     return f"| {metric.metric} | {figures} | {change} | {origin} | {metric.verdict} |"
 
 
-def _figure(value: float | None, unit: str) -> str:
+def figure_of(value: float | None, unit: str) -> str:
+    """A figure of a metric with its unit."""
     if value is None:
         return "unknown"
     if unit == "bytes":
@@ -85,12 +86,13 @@ def _figure(value: float | None, unit: str) -> str:
     return f"{value:.4g} {unit}" if unit in ("ms", "queries/s", "kernels") else f"{100 * value:.2f} %"
 
 
-def _percent(found: Interval) -> str:
+def change_of(found: Interval) -> str:
+    """A change in percent, with its interval where it has one."""
     if found.low == found.high:
         return f"{100 * found.value:+.2f} %"
     return f"{100 * found.value:+.2f} % [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
 
 
 def _sentence(metric: Metric) -> str:
-    figures = f"{_figure(metric.baseline, metric.unit)} → {_figure(metric.candidate, metric.unit)}"
+    figures = f"{figure_of(metric.baseline, metric.unit)} → {figure_of(metric.candidate, metric.unit)}"
     return "; ".join([figures, *metric.reasons])

@@ -6,7 +6,8 @@ A cell is text; what it means is its column's `kind`. The first column names the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +30,7 @@ from deploy.placement_choice import Choice
 from deploy.report import formats
 from exporters.passes.outcome import Outcome
 
-Kind = Literal["text", "code", "number", "hash"]
+Kind = Literal["text", "code", "number", "hash", "origin"]
 
 
 @dataclass(frozen=True)
@@ -166,21 +167,36 @@ def kernels(plan: Plan) -> Table:
     return Table("Every kernel, in the order of the plan", columns, rows)
 
 
-def layers(linears: Iterable[Layer]) -> Table:
-    """The 2:4 state and the scales of each linear layer."""
+def layers(linears: Sequence[Layer], plan: Plan | None) -> Table:
+    """The scales and the 2:4 state of each linear layer: eligible, chosen, and if not, why not."""
     columns = (
         Column("module", "code"),
         Column("K × N", "number"),
         Column("weight, activation"),
+        Column("input scale", "number"),
+        Column("weight scales", "number"),
         Column("pattern"),
         Column("zeros", "number"),
         Column("broken groups", "number"),
-        Column("input scale", "number"),
-        Column("weight scales", "number"),
         Column("eligible"),
+        Column("chosen"),
         Column("why not, or what is still asked"),
     )
-    return Table("Linear layers of model.onnx", columns, tuple(_layer(layer) for layer in linears))
+    notes = shared_reasons(linears, plan)
+    rows = tuple(_layer(layer, chosen, notes.get(why, why)) for layer, chosen, why in _steps(linears, plan))
+    return Table("Linear layers of model.onnx", columns, rows)
+
+
+def shared_reasons(linears: Sequence[Layer], plan: Plan | None) -> dict[str, str]:
+    """The reasons that more than two layers share, each with the name of its note."""
+    counts = Counter(why for _, _, why in _steps(linears, plan) if why)
+    return {why: f"note {number}" for number, why in enumerate((w for w, n in counts.items() if n > 2), start=1)}
+
+
+def reasons(notes: Mapping[str, str]) -> Table:
+    """The reasons behind the notes."""
+    rows = tuple((name, why) for why, name in notes.items())
+    return Table("Why not, or what is still asked", (Column("note"), Column("reason")), rows)
 
 
 def sizes(computed: Sizes) -> Table:
@@ -293,19 +309,39 @@ def _timing(role: str, timing: Timing) -> tuple[str, ...]:
     )
 
 
-def _layer(layer: Layer) -> tuple[str, ...]:
+def _by_tensorrt(plan: Plan) -> bool:
+    """Whether a builder made it that has sparse kernels to choose from: TensorRT's, not TensorRT-RTX's."""
+    return plan.source.startswith("TensorRT ")
+
+
+def _steps(linears: Iterable[Layer], plan: Plan | None) -> Iterator[tuple[Layer, str, str]]:
+    """Each layer, whether a sparse kernel was chosen for it, and why not, or what is still asked."""
+    compiled = {layer.module: layer for layer in plan.layers} if plan is not None and _by_tensorrt(plan) else {}
+    for layer in linears:
+        eligible, why = layer.sparsity.eligible, layer.sparsity.reason
+        kernel = compiled.get(layer.module)
+        if kernel is None:
+            yield layer, "on the device" if eligible else formats.ABSENT, why
+        elif eligible and not kernel.sparse:
+            yield layer, "no", f"TensorRT took {kernel.kernel or 'no kernel that names it'}"
+        else:
+            yield layer, "yes" if kernel.sparse else "no", why
+
+
+def _layer(layer: Layer, chosen: str, why: str) -> tuple[str, ...]:
     sparsity = layer.sparsity
     return (
         layer.module,
         f"{layer.k} × {layer.n}",
         f"{layer.weight_type}, {layer.activation_type}",
-        f"2:4, axis {sparsity.axis}" if sparsity.pattern == "2:4" else "dense",
-        formats.percent(sparsity.zeros),
-        formats.count(sparsity.broken_groups),
         formats.scale(layer.input_scale),
         formats.scale_range(layer.weight_scale_min, layer.weight_scale_max),
+        "dense" if sparsity.pattern == "dense" else f"{sparsity.pattern}, axis {sparsity.axis}",
+        formats.percent(sparsity.zeros),
+        formats.count(sparsity.broken_groups),
         "yes" if sparsity.eligible else "no",
-        sparsity.reason or formats.ABSENT,
+        chosen,
+        why or formats.ABSENT,
     )
 
 

@@ -9,27 +9,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Literal
 
 from deploy.gates import MIN_AGREEMENT, not_judged, small_floats
 from deploy.layers import noun
 from deploy.manifest import Engine, Layer, Manifest, Measurement, Plan, Sizes, Verification
 from deploy.report import formats
+from deploy.report.document import Card, State
 from deploy.report.tables import was_timed
-
-Origin = Literal["verified", "measured", "compiled", "computed", "not here"]
-State = Literal["good", "bad", "open", "absent"]
-
-ORIGINS = {
-    "verified": "compared with the student on the same samples, on the host named below",
-    "measured": "timed, on the device that is named beside the figure",
-    "compiled": "read from the compiler, not timed",
-    "computed": "counted in the model's tensors",
-    "predicted": "from a model of the device, not measured",
-    "not here": "this host could not do it, or was not asked to",
-}
 
 KEPT_WITHIN = 0.005
 """An accuracy is called kept if, with 95 % confidence, at most this much of top-1 was lost."""
@@ -38,18 +25,6 @@ PLAN_PROVES = (
     "The plan proves which types the kernels take and what was fused. It says nothing about time, "
     "nor whether a kernel uses the 2:4 pattern."
 )
-
-
-@dataclass(frozen=True)
-class Card:
-    """One verdict: a headline, the lines beneath it, the section that has the details."""
-
-    title: str
-    headline: str
-    lines: tuple[str, ...]
-    origin: Origin
-    state: State
-    section: str
 
 
 def cards(manifest: Manifest) -> tuple[Card, ...]:
