@@ -2,7 +2,7 @@
 
 One call tells its times by one clock (`perf_counter_ns`):
 
-    start ── bind inputs ── bound ── run ── done ── fetch outputs ── end
+    start ── bind ── bound ── run ── done ── fetch outputs ── end
     compute = done − bound          latency = end − start
 
 On the CPU the call itself computes, so there is no enqueue time apart from the compute time, and "transfers" are the
@@ -96,11 +96,11 @@ class CpuEngine:
     session: Any
     feed: Feed
     _binding: Any = field(init=False)
+    _outputs: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self._binding = self.session.io_binding()
-        for output in self.session.get_outputs():
-            self._binding.bind_output(output.name)
+        self._outputs = [output.name for output in self.session.get_outputs()]
 
     @property
     def cuda_graph(self) -> str:
@@ -113,6 +113,10 @@ class CpuEngine:
         start = clock()
         for name, array in self.feed.items():
             binding.bind_cpu_input(name, array)
+        for (
+            name
+        ) in self._outputs:  # anew: else the arrays of the last call are given, and held against the graph's shapes
+            binding.bind_output(name)
         bound = clock()
         self.session.run_with_iobinding(binding)
         done = clock()
