@@ -17,7 +17,7 @@ from deploy.timing.gpu_engine import open_gpu_engine
 from deploy.timing.interleave import Budget
 from deploy.timing.statistics import Resampling
 from profiles.errors import GpusqError
-from tests.deploy.test_engine import HostCuda, doubling_api
+from tests.deploy.host_cuda import HostCuda, doubling_api
 
 DOUBLE = '<ir_version: 10, opset_import: ["": 20]> g (float[N,4] x) => (float[N,4] y) { y = Add(x, x) }'
 QUICK = BenchSpec(budget=Budget(0.02, 20, 20), resampling=Resampling(resamples=50), streams=2)
