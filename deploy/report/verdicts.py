@@ -62,10 +62,21 @@ def speed(measured: Measurement) -> str:
     meaning = {
         "faster": "Verdict: the student is faster than the baseline.",
         "slower": "Verdict: the student is slower than the baseline.",
-        "inconclusive": "Verdict: inconclusive. These samples show the student neither faster nor slower.",
+        "inconclusive": f"Verdict: inconclusive. {_why_undecided(measured)}",
         "no baseline": "Verdict: none.",
     }
     return f"{meaning[measured.verdict]} {ratio}"
+
+
+def _why_undecided(measured: Measurement) -> str:
+    """Return why nothing is said of a speed-up that was measured."""
+    if measured.broken:
+        return f"The run is not used, since {'; '.join(measured.broken)}."
+    floor = measured.noise_floor
+    within = (
+        "" if floor is None else f": the interval reaches within {formats.percent(floor)} of 1, where equals may lie"
+    )
+    return f"These samples show the student neither faster nor slower{within}."
 
 
 def conditions(measured: Measurement) -> str:
@@ -234,6 +245,7 @@ def _speed(measured: Measurement | None) -> Card:
     )
     if measured.baseline:
         lines = (f"against {measured.baseline.name}, {measured.baseline.precision}", *lines)
+    lines = (*lines, *(f"not used: {reason}" for reason in measured.broken))
     headline, state = _speed_headline(measured)
     return Card("Speed", headline, lines, "measured", state, "latency")
 

@@ -179,6 +179,16 @@ def test_every_verdict_has_the_same_place(verdict: str, value: float, words: str
     assert "measured on AMD EPYC 7B13" in visible(page)
 
 
+def test_a_run_that_is_not_used_says_why(tmp_path: Path) -> None:
+    reason = "other processes used 36 % of the cores"
+    manifest = cpu_manifest(verdict="inconclusive", speedup=around(1.5), broken=(reason,))
+    page, text = render(manifest, tmp_path)
+    for words in (visible(page), text):
+        assert f"The run is not used, since {reason}." in words
+        assert f"not used: {reason}" in words
+    assert "neither faster nor slower" not in visible(page)
+
+
 def test_no_baseline_is_no_verdict(tmp_path: Path) -> None:
     page, _ = render(cpu_manifest(verdict="no baseline", speedup=None, baseline=None), tmp_path)
     assert "nothing is said about being faster or slower" in visible(page)
