@@ -111,7 +111,14 @@ class Target:
     @property
     def one_kernel_answers(self) -> bool:
         """Whether a weight gets one scale, and takes over the bias, where that lets one kernel give the answer."""
-        return self.device.runtime == "tensorrt" and self.placement in ("w8a8-linear", "w8a8-mha", "sparse-int8")
+        placed = self.placement in ("w8a8-linear", "w8a8-mha", "sparse-int8")
+        return self.device.runtime == "tensorrt" and placed and self.writes_float32
+
+    @property
+    def writes_float32(self) -> bool:
+        """Whether a GEMM may read 8 bits and write float32: TensorRT-RTX refuses that for Turing."""
+        compiler = self.device.ahead_of_time
+        return compiler is None or "float32-gemm" not in compiler.lacks
 
 
 def passes_for(
@@ -156,7 +163,7 @@ def passes_for(
     passes += [QuantizePools()] if target.device.runtime == "tensorrt" else []
     passes += [ShareConcatScales(target.share_concat_scales), SplitPacked(), FoldConstants()]  # which tells new shapes
     if target.float_type != "float32":
-        passes += [ClampMasks(), TypeFloats(target.float_type, ranges, target.io_types)]
+        passes += [ClampMasks(), TypeFloats(target.float_type, ranges, target.io_types, target.writes_float32)]
     passes.append(AnnotateSparsity(target.device.sparse))
     passes += [SetOpset(target.device.onnx.opset), NameAxes()]
     return passes

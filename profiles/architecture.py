@@ -15,7 +15,7 @@ from profiles.toml_file import fit, read_toml
 PATH = Path(__file__).parent / "architectures.toml"
 
 SparseType = Literal["tf32", "fp16", "fp16_acc16", "bf16", "int8", "int4", "fp8", "fp8_acc16", "fp4"]
-CompilerLack = Literal["int8-convolution"]
+CompilerLack = Literal["int8-convolution", "float32-gemm"]
 
 
 class AheadOfTime(Record):
@@ -27,7 +27,7 @@ class AheadOfTime(Record):
     )
     lacks: tuple[CompilerLack, ...] = Field(
         default=(),
-        description="What the compiler has no kernels for at this target, though TensorRT on the device has.",
+        description="What the compiler has no kernels for at this target; TensorRT on the device may have them.",
     )
     source: str
 

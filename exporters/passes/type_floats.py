@@ -65,12 +65,13 @@ _UNKNOWN = "its values are not all finite on the samples: it is typed all the sa
 class TypeFloats:
     """Type a float32 graph as `float_type`; `measure` tells the ranges of tensors, where there are samples.
 
-    What it tells may be infinite or NaN.
+    What it tells may be infinite or NaN. With `writes_float32` an INT8 product writes a float32 answer itself.
     """
 
     float_type: Literal["float16", "bfloat16"]
     measure: Measure | None = None
     io_types: IoTypes = "keep"
+    writes_float32: bool = True
 
     def __call__(self, model: ir.Model) -> Outcome:
         """Type it.
@@ -93,7 +94,8 @@ class TypeFloats:
         wide = {
             *(node for node in graph if node.op_type in QDQ and node.inputs[1] in scales),
             *(node for node in graph if KEPT_KEY in node.metadata_props),
-            *(quantized_inputs(graph) | answering_products(graph) if self.io_types == "keep" else ()),
+            *(quantized_inputs(graph) if self.io_types == "keep" else ()),
+            *(answering_products(graph) if self.io_types == "keep" and self.writes_float32 else ()),
             *control_flow(graph),
             *whole,
             *(_readers(large) if amax else _bounded(graph, large, self.float_type)),

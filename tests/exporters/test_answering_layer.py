@@ -130,3 +130,18 @@ def test_one_kernel_gives_the_answer(spread: float, kernels: int, tmp_path: Path
     plan = compile_ahead(tmp_path / "model.onnx", ahead, graph=model, usual={"x": (8, 64)}).plan
     assert len(plan.kernels) == kernels
     assert plan.linear_gemms_int8 == plan.linear_gemms == 1
+
+
+def test_turing_gets_no_product_that_writes_float32(tmp_path: Path) -> None:
+    """TensorRT-RTX refuses one there: "FP32 GEMM is not supported"."""
+    pytest.importorskip("tensorrt_rtx")
+    model = filled(IN_THE_LAYER)
+    operated(model, "t4")
+    device = load_device("t4")
+    assert device.ahead_of_time is not None
+    (linear,) = find_linears(model.graph)
+    assert linear.weight_scale is not None
+    assert linear.weight_scale.shape == (32,)
+    ir.save(model, tmp_path / "model.onnx")
+    plan = compile_ahead(tmp_path / "model.onnx", device.ahead_of_time, graph=model, usual={"x": (8, 64)}).plan
+    assert plan.linear_gemms_int8 == plan.linear_gemms == 1
