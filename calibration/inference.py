@@ -87,8 +87,8 @@ def over_batches(
             yield feed, session.run(None, feed)
 
 
-def open_session(path: Path) -> Any:
-    """An onnxruntime session of the file at `path` on all cores of this process."""
+def session_options() -> Any:
+    """The onnxruntime.SessionOptions that all sessions have: all cores of the process, exact 8 bits, no spinning on."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -96,6 +96,14 @@ def open_session(path: Path) -> Any:
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.add_session_config_entry(*_EXACT_INT8)
     options.add_session_config_entry(*_STOP_SPINNING)
+    return options
+
+
+def open_session(path: Path) -> Any:
+    """An onnxruntime session of the file at `path` on all cores of this process."""
+    import onnxruntime
+
+    options = session_options()
     options.add_session_config_entry(*_QDQ_AS_THEY_ARE)
     # Each reduction right after its tensor: the default order takes them all at the end, and all tensors wait for it.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED

@@ -77,7 +77,13 @@ def seal(manifest: Manifest, bundle: Path, *, parts_list: bool = False) -> Manif
         (bundle / name).unlink(missing_ok=True)
     manifest = manifest.model_copy(update={"files": hash_files(bundle)})
     report(manifest, bundle)
+    return write_manifest(manifest, bundle, parts_list=parts_list)
+
+
+def write_manifest(manifest: Manifest, bundle: Path, *, parts_list: bool) -> Manifest:
+    """Write the manifest with the hash of every file in `bundle`, before it the parts list if there is to be one."""
     if parts_list:
+        (bundle / sbom.FILE_NAME).unlink(missing_ok=True)
         text = sbom.sbom(manifest, hash_files(bundle))
         (bundle / sbom.FILE_NAME).write_text(text, encoding="utf-8")
     manifest = manifest.model_copy(update={"files": hash_files(bundle)})

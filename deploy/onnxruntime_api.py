@@ -20,6 +20,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from calibration.inference import session_options
 from deploy.manifest import BlockAttention, Kernel, Plan
 from deploy.own_integers import with_own_integers
 from exporters.attentions import find_attentions
@@ -27,12 +28,9 @@ from exporters.linears import find_linears
 from exporters.module_names import label_of
 
 PROVIDERS = ["CPUExecutionProvider"]
-_EXACT_INT8 = ("session.x64quantprecision", "1")
-_STOP_SPINNING = ("session.force_spinning_stop", "1")
 # Before a Reshape and from opset 21 on, this one inserts a quantizer without a zero-point, and onnxruntime cannot load
 # the graph that it made (microsoft/onnxruntime#25526).
 _MOVES_QDQ = "QDQPropagationTransformer"
-_QUIET = 3
 _GEMMS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm"})
 _CONVOLUTIONS = frozenset({"Conv", "FusedConv", "QLinearConv"})
 _ATTENTIONS = frozenset({"Attention", "MultiHeadAttention", "QAttention"})
@@ -67,11 +65,7 @@ def open_session(
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _QUIET
-    options.intra_op_num_threads = cores()
-    options.add_session_config_entry(*_EXACT_INT8)
-    options.add_session_config_entry(*_STOP_SPINNING)
+    options = session_options()
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import Field
 
 from deploy import sbom
-from deploy.bundle import hash_files, staged_copy
+from deploy.bundle import staged_copy
 from deploy.claims import JudgedClaims
 from deploy.claims import claims as judge_claims
 from deploy.compare import compare_subjects
@@ -23,8 +23,8 @@ from deploy.comparison.metrics import Gate
 from deploy.comparison.subject import read_subject
 from deploy.comparison.timings import find_timings
 from deploy.environment import versions
-from deploy.finish import check_files
-from deploy.manifest import FILE_NAME, MODEL_FILE, SIGNATURE_NAME, Manifest, is_bundle, read_manifest
+from deploy.finish import check_files, write_manifest
+from deploy.manifest import MODEL_FILE, SIGNATURE_NAME, Manifest, is_bundle, read_manifest
 from deploy.predict import BATCHES, predict
 from deploy.prediction import Predicted
 from deploy.report import HTML_NAME, MARKDOWN_NAME, read_bundle_samples, write
@@ -107,12 +107,7 @@ def _refresh(bundle: Path, spec: ReportSpec) -> Written:
     with staged_copy(bundle) as copy:
         check_files(copy, manifest)
         write(document, copy / HTML_NAME, copy / MARKDOWN_NAME)
-        if (copy / sbom.FILE_NAME).is_file():
-            (copy / sbom.FILE_NAME).unlink()
-            text = sbom.sbom(manifest, hash_files(copy))
-            (copy / sbom.FILE_NAME).write_text(text, encoding="utf-8")
-        manifest = manifest.model_copy(update={"files": hash_files(copy)})
-        (copy / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        write_manifest(manifest, copy, parts_list=(copy / sbom.FILE_NAME).is_file())
     return _written(document, bundle / HTML_NAME, bundle / MARKDOWN_NAME)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from calibration.method_names import METHODS, PERCENTILE
-from deploy.commands.gathered import gathered
+from deploy.commands.gathered import Command, gathered
 from deploy.commands.printing import progress
 from exporters.improvement import IMPROVEMENTS
 from exporters.placement import PLACEMENTS
@@ -241,3 +242,18 @@ cache_options = gathered(
 explain_option = click.option(
     "--explain", is_flag=True, help="Say of each stage whether the cache had it, and if not, why not."
 )
+
+
+def _batches(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{text}: give sizes, such as 1,8,32.")
+    return tuple(map(int, parts))
+
+
+def batches_option(told: str) -> Callable[[Command], Command]:
+    """`--batch`, the batch sizes that something is predicted for; `told` is its help."""
+    sizes = "1,8,32"
+    return click.option(
+        "--batch", "batches", default=sizes, show_default=True, metavar=sizes, callback=_batches, help=told
+    )

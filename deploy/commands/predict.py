@@ -7,30 +7,14 @@ from typing import Any
 
 import click
 
-from deploy.commands.options import PATH, json_option
+from deploy.commands.options import PATH, batches_option, json_option
 from deploy.commands.printing import tell
-
-
-def batches_of(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    """The batch sizes that `1,8,32` names, as an option's callback."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{text}: give sizes, such as 1,8,32.")
-    return tuple(map(int, parts))
 
 
 @click.command()
 @click.argument("path", metavar="MODEL|BUNDLE", type=PATH)
 @click.option("--profile", "profiles", multiple=True, required=True, help="Device profile; may be given several times.")
-@click.option(
-    "--batch",
-    "batches",
-    default="1,8,32",
-    show_default=True,
-    metavar="1,8,32",
-    callback=batches_of,
-    help="Batch sizes.",
-)
+@batches_option("Batch sizes.")
 @click.option("--baseline", type=PATH, help="ONNX file or bundle to compare with, as it is.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Type a float32 MODEL on the way.")
 @click.option("--power-mode", help="Of a Jetson, such as 30W.")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploy.commands.gathered import gathered
-from deploy.commands.options import PATH, json_option
-from deploy.commands.predict import batches_of
+from deploy.commands.options import PATH, batches_option, json_option
 from deploy.commands.printing import tell
 
 if TYPE_CHECKING:
@@ -38,15 +37,7 @@ def _spec(
     click.option("--history", type=PATH, help="Results of bench.  [default: gpusq.db, if there is one]"),
     click.option("--profile", help="The device that ONNX files are compiled and predicted for."),
     click.option("--predict/--no-predict", default=True, show_default=True, help="Predict the latency on the device."),
-    click.option(
-        "--batch",
-        "batches",
-        default="1,8,32",
-        show_default=True,
-        metavar="1,8,32",
-        callback=batches_of,
-        help="Batch sizes to predict.",
-    ),
+    batches_option("Batch sizes to predict."),
     click.option("--baseline", type=PATH, help="ONNX file or bundle that the prediction is compared with."),
     click.option("--claims", metavar="FILE", help="Claims to judge: TOML, or the name of a shipped file."),
 )
